@@ -1,0 +1,175 @@
+"""Doors of the controller to the other rooms. Each is narrow enough to fake in thirty lines.
+
+No method blocks longer than it must to hand a message over: heavy work runs in Ray tasks and actors
+behind these doors, and its outcomes are polled. Every method may be called again with the same
+arguments after a crash; the second call must not do the work twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ctrain.records import (
+    GateDecision,
+    IngestedPartition,
+    LiveDocument,
+    Observed,
+    Partition,
+    RunRequest,
+    RunStatus,
+    Sighting,
+    WindowReport,
+)
+
+
+class Source(Protocol):
+    """Where partitions come from."""
+
+    def look(self, known: dict[str, str]) -> list[Sighting]:
+        """List partitions that are new.
+
+        Args:
+            known: Content hash by partition name, of those already handled.
+
+        Returns:
+            Sealed partitions whose (name, hash) is not known, and folders that cannot be used yet
+            with the reason. A missing source gives one sighting with an empty name.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class IngestRequest:
+    """Land these partitions: check the contract, quarantine, commit."""
+
+    key: str
+    pipeline: str
+    root: str
+    spec: dict[str, object]
+    code: str
+    partitions: tuple[Partition, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRequest:
+    """Score a candidate and the champion on the candidate's judged blocks, and decide the gate."""
+
+    key: str
+    pipeline: str
+    root: str
+    spec: dict[str, object]
+    candidate: str
+    champion: str
+    """Empty for the first model."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowRequest:
+    """Summarise one window of live traffic."""
+
+    key: str
+    pipeline: str
+    root: str
+    spec: dict[str, object]
+    champion: str
+    start: float
+    end: float
+    watermark: float
+    """Labels of predictions that are mature at this time count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A piece of work that raised; the controller decides whether to try again."""
+
+    key: str
+    error: str
+
+
+class Ingest(Protocol):
+    """Lands partitions."""
+
+    def start(self, request: IngestRequest) -> None:
+        """Begin, unless work with this key is under way."""
+        ...
+
+    def poll(self) -> list[tuple[str, tuple[IngestedPartition, ...]] | Failure]:
+        """Outcomes since the last poll: (key, one record a partition in the request's order)."""
+        ...
+
+
+class Training(Protocol):
+    """Runs training, in an actor that outlives the controller."""
+
+    def start(self, request: RunRequest) -> None:
+        """Begin the run, or adopt it if it is under way or done."""
+        ...
+
+    def poll(self, run_id: str) -> RunStatus:
+        """Where the run stands. A run whose actor died without a result is `failed`."""
+        ...
+
+    def release(self, run_id: str) -> None:
+        """End the run's actor; its results stay in storage. Also stops a run that is under way."""
+        ...
+
+
+class Evaluation(Protocol):
+    """Scores candidates and decides the gate."""
+
+    def start(self, request: EvaluationRequest) -> None:
+        """Begin, unless work with this key is under way."""
+        ...
+
+    def poll(self) -> list[tuple[str, GateDecision] | Failure]:
+        """Outcomes since the last poll."""
+        ...
+
+
+class Monitoring(Protocol):
+    """Summarises windows of live traffic."""
+
+    def start(self, request: WindowRequest) -> None:
+        """Begin, unless work with this key is under way."""
+        ...
+
+    def poll(self) -> list[tuple[str, WindowReport] | Failure]:
+        """Outcomes since the last poll."""
+        ...
+
+
+class Serving(Protocol):
+    """The replicas of one pipeline, as far as the controller steers them."""
+
+    def deploy(self, document: LiveDocument) -> None:
+        """See that the Serve application exists; a missing one is created with this document."""
+        ...
+
+    def apply(self, document: LiveDocument) -> None:
+        """Write the document to storage, then broadcast it to all replicas."""
+        ...
+
+    def settle(self, document: LiveDocument) -> None:
+        """Put the document into Serve's own `user_config`."""
+        ...
+
+    def observe(self) -> Observed:
+        """Newest reports of the replicas and the ids that Serve means to run."""
+        ...
+
+    def remove(self) -> None:
+        """Delete the application."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """All doors of one pipeline."""
+
+    source: Source
+    ingest: Ingest
+    training: Training
+    evaluation: Evaluation
+    monitoring: Monitoring
+    serving: Serving

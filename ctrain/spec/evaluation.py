@@ -1,0 +1,52 @@
+"""What a candidate must prove before it meets traffic."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ctrain.spec.base import Share, Spec
+
+METRICS = ("auc", "f1", "log_loss", "brier", "ece")
+"""Metrics of a binary classifier that a gate may name."""
+
+HIGHER_IS_BETTER = frozenset({"auc", "f1"})
+
+
+class GateCriterion(Spec):
+    """One rule of the gate: exactly one of the bounds.
+
+    `at_least` and `at_most` are on the point estimate. `no_harm: D` compares with the champion on
+    the same matured blocks: accepted if the lower bound of the paired interval is above -D, refused
+    if the upper bound is below -D, else there is not enough evidence. Differences are signed so
+    that positive means the candidate is better, also where lower values are better.
+    """
+
+    metric: Literal["auc", "f1", "log_loss", "brier", "ece"]
+    at_least: float | None = None
+    at_most: float | None = None
+    no_harm: float | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> GateCriterion:
+        bounds = [n for n in ("at_least", "at_most", "no_harm") if getattr(self, n) is not None]
+        if len(bounds) != 1:
+            found = " and ".join(bounds) or "none"
+            raise ValueError(f"expected one of at_least, at_most, no_harm; found {found}")
+        return self
+
+
+class Evaluation(Spec):
+    """Judged blocks and the gate."""
+
+    blocks: int = Field(14, ge=2)
+    """Newest matured blocks (partitions) that both judged models have not seen."""
+
+    threshold: Share = 0.5
+    """Probability at and above which the decision is positive."""
+
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Level of the paired interval over blocks."""
+
+    gate: tuple[GateCriterion, ...] = (GateCriterion(metric="auc", no_harm=0.02),)

@@ -1,0 +1,64 @@
+"""The spec of a pipeline: everything that a user declares, with defaults that run on a laptop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from ctrain.spec.base import ImportPath, Spec
+from ctrain.spec.contract import Contract
+from ctrain.spec.evaluation import Evaluation
+from ctrain.spec.model import Model, TabularModel
+from ctrain.spec.monitoring import Monitoring
+from ctrain.spec.rollout import Canary, Rollout
+from ctrain.spec.serving import Goals, Serving
+from ctrain.spec.source import FileSource, Label
+from ctrain.spec.training import Training
+from ctrain.spec.triggers import NewData, Trigger
+
+PIPELINE_NAME = r"^[a-z][a-z0-9-]{0,62}$"
+
+
+class PipelineSpec(Spec):
+    """One model under continuous training."""
+
+    pipeline: Annotated[str, Field(pattern=PIPELINE_NAME)]
+    """Name: lower-case letters, digits and dashes; also the route prefix."""
+
+    owner: str = Field(min_length=1)
+    """Who is told about alerts."""
+
+    source: FileSource
+    contract: Contract = Contract()
+
+    features: ImportPath
+    """`module:attribute` of the feature view."""
+
+    label: Label
+    model: Model = TabularModel()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    rollout: Rollout = Canary()
+    serving: Serving = Serving()
+    goals: Goals = Goals()
+    monitoring: Monitoring = Monitoring()
+    triggers: tuple[Trigger, ...] = (NewData(),)
+
+    @model_validator(mode="after")
+    def _label_is_no_event_time(self) -> PipelineSpec:
+        if self.label.name == self.source.event_time:
+            raise ValueError(f"label.name and source.event_time are the same column {self.label.name!r}")
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole spec with its defaults, as plain JSON; what the journal and run records quote."""
+        return self.model_dump(mode="json")
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the canonical JSON."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,55 @@
+"""What starts a run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from ctrain.spec.base import Duration, Spec
+
+
+class NewData(Spec):
+    """So many partitions were committed since the last run."""
+
+    type: Literal["new_data"] = "new_data"
+    partitions: int = Field(1, ge=1)
+
+
+class Schedule(Spec):
+    """A cron line, in UTC."""
+
+    type: Literal["schedule"] = "schedule"
+    cron: str
+    """Five fields, e.g. `0 6 * * *`."""
+
+    @field_validator("cron")
+    @classmethod
+    def _readable(cls, cron: str) -> str:
+        from datetime import UTC, datetime
+
+        from cronsim import CronSim, CronSimError
+
+        try:
+            CronSim(cron, datetime(2026, 1, 1, tzinfo=UTC))
+        except CronSimError as error:
+            raise ValueError(f"{cron!r} is not a cron line: {error}; e.g. '0 6 * * *'") from None
+        return cron
+
+
+class Performance(Spec):
+    """A live metric of a window with joined labels is worse than a bound."""
+
+    type: Literal["performance"] = "performance"
+    metric: Literal["auc", "f1", "log_loss", "brier", "ece"]
+    worse_than: float
+    cooldown: Duration = 86400.0
+
+
+class DriftTrigger(Spec):
+    """Drift was found. Plain tests warn only; calibrated detection starts runs (`drift`)."""
+
+    type: Literal["drift"] = "drift"
+
+
+Trigger = Annotated[NewData | Schedule | Performance | DriftTrigger, Field(discriminator="type")]
