@@ -14,6 +14,7 @@ from ctrain.records import (
     GateDecision,
     IngestedPartition,
     LiveDocument,
+    ModelVersion,
     Observed,
     Partition,
     RunRequest,
@@ -163,6 +164,14 @@ class Serving(Protocol):
         ...
 
 
+class Registry(Protocol):
+    """Model versions by id."""
+
+    def read(self, version: str) -> ModelVersion:
+        """The manifest of a version. Raises MissingArtifactError or CorruptArtifactError."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Rooms:
     """All doors of one pipeline."""
@@ -170,6 +179,7 @@ class Rooms:
     source: Source
     ingest: Ingest
     training: Training
+    registry: Registry
     evaluation: Evaluation
     monitoring: Monitoring
     serving: Serving

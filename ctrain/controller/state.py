@@ -1,0 +1,498 @@
+"""What the controller knows: a fold over the journal, and readings of it.
+
+`fold(state, event)` is total and pure; a restart folds the snapshot and the events after it. Nothing
+else may change the state. The live document is a reading of the state, and its generation rises with
+each event that changes it. Which event kinds exist, and what they carry, stands in `fold`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from ctrain.controller.journal import Event
+from ctrain.records import (
+    ArmCounts,
+    IngestedPartition,
+    Json,
+    LiveDocument,
+    PairCounts,
+    Partition,
+    RunRequest,
+    Slot,
+    WindowReport,
+    from_json,
+)
+from ctrain.spec import PipelineSpec, parse_spec
+
+ALERTS_KEPT = 20
+VERSIONS_KEPT = 50
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionFact:
+    """A partition that has been handled, once and for all."""
+
+    sha256: str
+    rows: int
+    refused_rows: int
+    refused: str
+    """Why the whole partition was refused; empty if it is part of the dataset."""
+    dataset_version: int
+    first_event: float
+    last_event: float
+
+
+@dataclass(frozen=True, slots=True)
+class VersionFact:
+    """A registered model version."""
+
+    id: str
+    label: str
+    sha256: str
+    """Hash of its served weights: what a replica must find."""
+    run_id: str
+    trained_to: str
+    """Newest partition it learned from."""
+    rows: int
+    at: float
+    verdict: str = ""
+    """The gate's verdict; empty before it."""
+    end: str = ""
+    """What became of it: promoted, refused, aborted ..."""
+
+
+@dataclass(frozen=True, slots=True)
+class IngestFact:
+    """Partitions that are being landed."""
+
+    key: str
+    partitions: tuple[Partition, ...]
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A retraining that is due but has not begun."""
+
+    trigger: str
+    reason: str
+    overrides: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFact:
+    """The run under way."""
+
+    request: RunRequest
+    trigger: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutFact:
+    """The rollout under way."""
+
+    id: str
+    version: str
+    phase: Literal["loading", "shadow", "canary"]
+    step: int
+    """Index into the spec's steps, for phase `canary`."""
+    started: float
+    since: float
+    """When every replica had taken this step; 0 until then."""
+    slow_s: float = 0.0
+    verdict: str = ""
+    analysed: float = 0.0
+    """When an analysis was last journaled."""
+    text: tuple[tuple[str, str, str], ...] = ()
+    """(metric, verdict, words) of the newest journaled analysis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Cumulative counts of one replica incarnation, kept because replicas die and rollouts go on."""
+
+    arms: tuple[ArmCounts, ...]
+    pairs: tuple[PairCounts, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything the controller knows of one pipeline."""
+
+    seq: int = 0
+    epoch: int = 0
+    at: float = 0.0
+    """Time of the newest event."""
+    spec: Json = field(default_factory=dict)
+    code: str = ""
+    stopped: bool = False
+    partitions: dict[str, PartitionFact] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    """Why a folder of the source is not used, by name."""
+    ingest: IngestFact | None = None
+    ingests: int = 0
+    fresh: int = 0
+    """Partitions committed since the last run was asked for."""
+    wanted: Wanted | None = None
+    waiting: str = ""
+    """Why a wanted run cannot begin."""
+    run: RunFact | None = None
+    runs: int = 0
+    last_run: str = ""
+    evaluating: str = ""
+    """Version that is before the gate."""
+    evaluations: int = 0
+    versions: dict[str, VersionFact] = field(default_factory=dict)
+    labels: int = 0
+    champion: str = ""
+    previous: str = ""
+    promoted_at: float = 0.0
+    rollout: RolloutFact | None = None
+    rollouts: int = 0
+    evidence: dict[str, Evidence] = field(default_factory=dict)
+    paused: bool = False
+    generation: int = 0
+    converged: int = 0
+    """Newest generation that every replica was seen to serve."""
+    settled: int = 0
+    """Newest generation that was put into Serve's own configuration."""
+    window_end: float = 0.0
+    windowing: float = 0.0
+    """End of the window that is being summarised; 0 if none."""
+    window: WindowReport | None = None
+    scheduled: float = 0.0
+    """When a schedule last fired."""
+    alerts: tuple[tuple[float, str, str], ...] = ()
+    """(time, kind, text) of the newest alerts."""
+
+    @property
+    def watermark(self) -> float:
+        """Newest event time that was committed; what "matured" is measured against."""
+        return max((fact.last_event for fact in self.partitions.values() if not fact.refused), default=0.0)
+
+    @property
+    def committed(self) -> list[str]:
+        """Names of the partitions of the dataset, oldest first."""
+        return sorted(name for name, fact in self.partitions.items() if not fact.refused)
+
+    @property
+    def dataset_version(self) -> int:
+        """Version of the Delta table that holds all committed partitions; -1 before the first."""
+        return max((fact.dataset_version for fact in self.partitions.values()), default=-1)
+
+    @property
+    def busy(self) -> str:
+        """What keeps the next run waiting; empty if nothing does."""
+        if self.run is not None:
+            return f"run {self.run.request.run_id} is under way"
+        if self.evaluating:
+            return f"{self.label(self.evaluating)} is before the gate"
+        if self.rollout is not None:
+            return f"{self.label(self.rollout.version)} is in rollout"
+        return ""
+
+    def label(self, version: str) -> str:
+        """Name for people of a version id, e.g. v7."""
+        fact = self.versions.get(version)
+        return fact.label if fact is not None else version
+
+    def pipeline_spec(self) -> PipelineSpec:
+        """The spec as checked records."""
+        return parse_spec(self.spec)
+
+    def document(self, epoch: int) -> LiveDocument:
+        """What every replica should serve now."""
+        rollout = self.rollout
+        split, mirror = 0.0, False
+        if rollout is not None:
+            mirror = rollout.phase == "shadow"
+            if rollout.phase == "canary":
+                split = self.pipeline_spec().rollout.steps[rollout.step]
+        return LiveDocument(
+            pipeline=str(self.spec.get("pipeline", "")),
+            epoch=epoch,
+            generation=self.generation,
+            champion=self._slot(self.champion),
+            challenger=self._slot(rollout.version) if rollout is not None else None,
+            previous=self._slot(self.previous),
+            rollout=rollout.id if rollout is not None else "",
+            split=split,
+            mirror=mirror or split > 0,
+            slow_s=rollout.slow_s if rollout is not None else 0.0,
+        )
+
+    def _slot(self, version: str) -> Slot | None:
+        fact = self.versions.get(version)
+        return Slot(fact.id, fact.label, fact.sha256) if fact is not None else None
+
+
+def fold(state: State, event: Event) -> State:
+    """The state after one more event. Raises KeyError on an event kind that it does not know."""
+    before = _shape(state)
+    state = _FOLDS[event.kind](state, event.data, event.at)
+    generation = state.generation + (1 if _shape(state) != before else 0)
+    return replace(state, seq=event.seq, epoch=event.epoch, at=event.at, generation=generation)
+
+
+def _shape(state: State) -> LiveDocument | None:
+    """What the live document says apart from its epoch and generation."""
+    return replace(state.document(0), generation=0) if state.spec else None
+
+
+# --- one function an event kind ---
+
+
+def _started(state: State, data: Json, at: float) -> State:
+    return replace(
+        state,
+        spec=data["spec"],
+        code=data["code"],
+        stopped=False,
+        window_end=state.window_end or at,
+        scheduled=state.scheduled or at,
+    )
+
+
+def _stopped(state: State, data: Json, at: float) -> State:
+    return replace(state, stopped=True)
+
+
+def _sighted(state: State, data: Json, at: float) -> State:
+    return replace(state, problems=dict(data["problems"]))
+
+
+def _ingest_started(state: State, data: Json, at: float) -> State:
+    partitions = tuple(from_json(Partition, item) for item in data["partitions"])
+    fact = IngestFact(data["key"], partitions, data.get("attempt", 1))
+    return replace(state, ingest=fact, ingests=state.ingests + 1)
+
+
+def _partition(state: State, data: Json, at: float) -> State:
+    item = from_json(IngestedPartition, data["partition"])
+    fact = PartitionFact(
+        sha256=item.sha256,
+        rows=item.report.accepted,
+        refused_rows=item.report.refused,
+        refused=item.refused,
+        dataset_version=item.dataset_version,
+        first_event=item.first_event,
+        last_event=item.last_event,
+    )
+    fresh = state.fresh + (0 if item.refused else 1)
+    return replace(state, partitions={**state.partitions, item.name: fact}, fresh=fresh)
+
+
+def _ingest_ended(state: State, data: Json, at: float) -> State:
+    return replace(state, ingest=None)
+
+
+def _retrain_wanted(state: State, data: Json, at: float) -> State:
+    wanted = Wanted(data["trigger"], data["reason"], data.get("overrides", {}))
+    scheduled = at if data["trigger"] == "schedule" else state.scheduled
+    return replace(state, wanted=wanted, scheduled=scheduled, waiting="")
+
+
+def _waiting(state: State, data: Json, at: float) -> State:
+    return replace(state, waiting=data["why"])
+
+
+def _run_started(state: State, data: Json, at: float) -> State:
+    request = from_json(RunRequest, data["request"])
+    fact = RunFact(request, data["trigger"], at)
+    return replace(
+        state,
+        run=fact,
+        runs=state.runs + (1 if request.attempt == 1 else 0),
+        last_run=request.run_id,
+        wanted=None,
+        waiting="",
+        fresh=0,
+    )
+
+
+def _run_finished(state: State, data: Json, at: float) -> State:
+    fact = VersionFact(
+        id=data["version"],
+        label=data["label"],
+        sha256=data["sha256"],
+        run_id=data["run_id"],
+        trained_to=data["trained_to"],
+        rows=data["rows"],
+        at=at,
+    )
+    versions = _kept({**state.versions, fact.id: fact}, state)
+    return replace(
+        state,
+        run=None,
+        versions=versions,
+        labels=state.labels + 1,
+        evaluating=fact.id,
+        evaluations=state.evaluations + 1,
+    )
+
+
+def _run_given_up(state: State, data: Json, at: float) -> State:
+    return replace(state, run=None)
+
+
+def _run_failed(state: State, data: Json, at: float) -> State:
+    return state
+
+
+def _gate_decided(state: State, data: Json, at: float) -> State:
+    version = data["decision"]["version"]
+    verdict = data["decision"]["verdict"]
+    fact = replace(state.versions[version], verdict=verdict, end="" if verdict == "accept" else "held")
+    if verdict == "refuse":
+        fact = replace(fact, end="refused")
+    return replace(state, evaluating="", versions={**state.versions, version: fact})
+
+
+def _evaluation_failed(state: State, data: Json, at: float) -> State:
+    fact = replace(state.versions[data["version"]], end="not evaluated")
+    return replace(state, evaluating="", versions={**state.versions, fact.id: fact})
+
+
+def _rollout_started(state: State, data: Json, at: float) -> State:
+    rollout = RolloutFact(data["rollout"], data["version"], "loading", 0, at, 0.0)
+    return replace(state, rollout=rollout, rollouts=state.rollouts + 1, evidence={})
+
+
+def _rollout_step(state: State, data: Json, at: float) -> State:
+    assert state.rollout is not None
+    rollout = replace(
+        state.rollout,
+        phase=data["phase"],
+        step=data["step"],
+        slow_s=data.get("slow_s", state.rollout.slow_s),
+        since=0.0,
+        verdict="",
+    )
+    return replace(state, rollout=rollout)
+
+
+def _analysed(state: State, data: Json, at: float) -> State:
+    assert state.rollout is not None
+    analysis = data["analysis"]
+    text = tuple((item["metric"], item["verdict"], item["text"]) for item in analysis["metrics"])
+    rollout = replace(state.rollout, verdict=analysis["verdict"], analysed=at, text=text)
+    evidence = {name: from_json(Evidence, counts) for name, counts in data["evidence"].items()}
+    return replace(state, rollout=rollout, evidence=evidence)
+
+
+def _promoted(state: State, data: Json, at: float) -> State:
+    version = data["version"]
+    fact = replace(state.versions[version], end="promoted")
+    return replace(
+        state,
+        champion=version,
+        previous=state.champion,
+        promoted_at=at,
+        rollout=None,
+        evidence={},
+        paused=False,
+        versions={**state.versions, version: fact},
+    )
+
+
+def _aborted(state: State, data: Json, at: float) -> State:
+    version = data["version"]
+    fact = replace(state.versions[version], end="aborted")
+    return replace(
+        state, rollout=None, evidence={}, paused=False, versions={**state.versions, version: fact}
+    )
+
+
+def _rolled_back(state: State, data: Json, at: float) -> State:
+    fact = replace(state.versions[state.champion], end="rolled back")
+    return replace(
+        state,
+        champion=state.previous,
+        previous="",
+        versions={**state.versions, fact.id: fact},
+        promoted_at=at,
+    )
+
+
+def _paused(state: State, data: Json, at: float) -> State:
+    return replace(state, paused=True)
+
+
+def _resumed(state: State, data: Json, at: float) -> State:
+    rollout = state.rollout
+    # Time under pause is no evidence: the hold begins again.
+    return replace(state, paused=False, rollout=replace(rollout, since=at) if rollout else None)
+
+
+def _converged(state: State, data: Json, at: float) -> State:
+    rollout = state.rollout
+    if rollout is not None and rollout.since == 0.0:
+        rollout = replace(rollout, since=at)
+    return replace(state, converged=data["generation"], rollout=rollout)
+
+
+def _settled(state: State, data: Json, at: float) -> State:
+    return replace(state, settled=data["generation"])
+
+
+def _window_started(state: State, data: Json, at: float) -> State:
+    return replace(state, windowing=data["end"])
+
+
+def _window_closed(state: State, data: Json, at: float) -> State:
+    report = from_json(WindowReport, data["report"]) if data.get("report") else state.window
+    return replace(state, window=report, window_end=data["end"], windowing=0.0)
+
+
+def _alert(state: State, data: Json, at: float) -> State:
+    alerts = (*state.alerts, (at, data["alert"], data["text"]))[-ALERTS_KEPT:]
+    return replace(state, alerts=alerts)
+
+
+def _noted(state: State, data: Json, at: float) -> State:
+    return state
+
+
+def _kept(versions: Mapping[str, VersionFact], state: State) -> dict[str, VersionFact]:
+    """The newest versions and whatever serves: the journal keeps the rest."""
+    serving = {state.champion, state.previous}
+    newest = sorted(versions.values(), key=lambda fact: fact.at)[-VERSIONS_KEPT:]
+    kept = {fact.id for fact in newest} | serving
+    return {name: fact for name, fact in versions.items() if name in kept}
+
+
+_FOLDS: dict[str, Any] = {
+    "pipeline_started": _started,
+    "pipeline_stopped": _stopped,
+    "source_looked": _sighted,
+    "ingest_started": _ingest_started,
+    "partition_committed": _partition,
+    "partition_refused": _partition,
+    "ingest_ended": _ingest_ended,
+    "ingest_failed": _noted,
+    "retrain_wanted": _retrain_wanted,
+    "retrain_waits": _waiting,
+    "run_started": _run_started,
+    "run_finished": _run_finished,
+    "run_failed": _run_failed,
+    "run_given_up": _run_given_up,
+    "gate_decided": _gate_decided,
+    "evaluation_failed": _evaluation_failed,
+    "rollout_started": _rollout_started,
+    "rollout_step": _rollout_step,
+    "analysed": _analysed,
+    "promoted": _promoted,
+    "aborted": _aborted,
+    "rolled_back": _rolled_back,
+    "paused": _paused,
+    "resumed": _resumed,
+    "converged": _converged,
+    "settled": _settled,
+    "window_started": _window_started,
+    "window_closed": _window_closed,
+    "alert": _alert,
+}
+"""How each kind of event changes the state. The journal holds no other kinds."""

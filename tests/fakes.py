@@ -1,0 +1,274 @@
+"""Fakes of the rooms: each does its work at once and keeps it, as storage would, over restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from ctrain.controller.rooms import (
+    EvaluationRequest,
+    IngestRequest,
+    Rooms,
+    WindowRequest,
+)
+from ctrain.records import (
+    ArmCounts,
+    ContractReport,
+    GateDecision,
+    IngestedPartition,
+    LiveDocument,
+    ModelScore,
+    ModelVersion,
+    Observed,
+    PairCounts,
+    Partition,
+    ReplicaReport,
+    RunRequest,
+    RunStatus,
+    Sighting,
+    WeightSet,
+    WindowReport,
+)
+
+DAY = 86400.0
+
+
+def partition(day: int) -> Partition:
+    """A sealed partition of one day."""
+    return Partition(f"day-{day:03d}", f"/landing/day-{day:03d}", (), f"{day:064d}", 100)
+
+
+def model_version(name: str, partitions: tuple[str, ...] = ("day-000",)) -> ModelVersion:
+    """A manifest with the given id; its weights' hash follows from it."""
+    weights = WeightSet("served.safetensors", f"sha-{name}", 10, {})
+    return ModelVersion(
+        id=name, pipeline="p", run_id="r", code="", features="m:view", view_hash="h", columns={}, model={},
+        label="y", threshold=0.5, judged=weights, served=weights, dataset_version=0, partitions=partitions,
+        blocks=(), seed=0, workers=1, parent="", rows=100, spec_sha256="", environment={},
+    )  # fmt: skip
+
+
+@dataclass
+class FakeSource:
+    """Lists what the test has landed."""
+
+    landed: list[Sighting] = field(default_factory=list)
+
+    def look(self, known: dict[str, str]) -> list[Sighting]:
+        return [seen for seen in self.landed if seen.name not in known]
+
+
+@dataclass
+class FakeIngest:
+    """Commits every partition once, whatever the number of calls."""
+
+    commits: dict[str, int] = field(default_factory=dict)
+    done: list[tuple[str, tuple[IngestedPartition, ...]]] = field(default_factory=list)
+    failures: int = 0
+
+    def start(self, request: IngestRequest) -> None:
+        items = []
+        for item in request.partitions:
+            version = self.commits.setdefault(item.name, len(self.commits))
+            day = int(item.name.split("-")[1])
+            items.append(
+                IngestedPartition(
+                    item.name, item.sha256, ContractReport(100, 100, {}), "", version, day * DAY, day * DAY + DAY - 1
+                )
+            )
+        self.done.append((request.key, tuple(items)))
+
+    def poll(self) -> list[tuple[str, tuple[IngestedPartition, ...]]]:
+        done, self.done = self.done, []
+        return done
+
+
+@dataclass
+class FakeTraining:
+    """Finishes a run at once; `bad` names runs that must fail."""
+
+    runs: dict[str, RunRequest] = field(default_factory=dict)
+    starts: list[str] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
+    bad: set[str] = field(default_factory=set)
+
+    def start(self, request: RunRequest) -> None:
+        self.starts.append(request.run_id)
+        self.runs.setdefault(request.run_id, request)
+
+    def poll(self, run_id: str) -> RunStatus:
+        if run_id not in self.runs or run_id in self.bad:
+            return RunStatus(run_id, "failed", error="worker lost")
+        return RunStatus(run_id, "finished", version=f"m-{run_id}", rows=100, seconds=1.0)
+
+    def release(self, run_id: str) -> None:
+        self.released.append(run_id)
+
+
+@dataclass
+class FakeRegistry:
+    """Knows every version that a run finished."""
+
+    training: FakeTraining
+
+    def read(self, version: str) -> ModelVersion:
+        run = self.training.runs[version.removeprefix("m-")]
+        return model_version(version, run.partitions)
+
+
+@dataclass
+class FakeEvaluation:
+    """Accepts, or what `verdicts` says of a version."""
+
+    verdicts: dict[str, str] = field(default_factory=dict)
+    done: list[tuple[str, GateDecision]] = field(default_factory=list)
+
+    def start(self, request: EvaluationRequest) -> None:
+        verdict = self.verdicts.get(request.candidate, "accept")
+        score = ModelScore(request.candidate, {"auc": 0.7}, ())
+        decision = GateDecision(request.candidate, request.champion, verdict, (), score, None, "said so")
+        self.done.append((request.key, decision))
+
+    def poll(self) -> list[tuple[str, GateDecision]]:
+        done, self.done = self.done, []
+        return done
+
+
+@dataclass
+class FakeMonitoring:
+    """Sees no traffic."""
+
+    done: list[tuple[str, WindowReport]] = field(default_factory=list)
+
+    def start(self, request: WindowRequest) -> None:
+        self.done.append((request.key, WindowReport(request.start, request.end, 0, 0, {}, state="not_enough_rows")))
+
+    def poll(self) -> list[tuple[str, WindowReport]]:
+        done, self.done = self.done, []
+        return done
+
+
+@dataclass
+class FakeReplica:
+    """A replica that loads at once and keeps the highest (epoch, generation)."""
+
+    name: str
+    fenced: bool = True
+    document: LiveDocument | None = None
+    history: list[LiveDocument] = field(default_factory=list)
+    refuses: set[str] = field(default_factory=set)
+    errors: set[str] = field(default_factory=set)
+    """Versions that fail on every request that they answer."""
+    arms: dict[tuple[str, float, str], ArmCounts] = field(default_factory=dict)
+    pairs: dict[str, PairCounts] = field(default_factory=dict)
+
+    def take(self, document: LiveDocument) -> None:
+        if self.fenced and self.document is not None and document.order < self.document.order:
+            return
+        if self.document is None or document.order != self.document.order:
+            self.history.append(document)
+        self.document = document
+
+    def serve(self, requests: int) -> None:
+        """Answer requests in exact proportion of the split, and mirror."""
+        document = self.document
+        if document is None or not document.rollout or document.challenger is None:
+            return
+        if document.mirror:
+            old = self.pairs.get(document.rollout, PairCounts(document.rollout))
+            self.pairs[document.rollout] = replace(old, pairs=old.pairs + requests)
+        if document.split > 0:
+            answered = max(1, round(requests * document.split))
+            broken = document.challenger.version in self.errors
+            self._count(document, "challenger", answered, answered if broken else 0, answered // 10)
+            rest = max(requests, round(answered / document.split) - answered)
+            self._count(document, "champion", rest, 0, rest // 10)
+
+    def _count(self, document: LiveDocument, arm: str, requests: int, errors: int, slow: int) -> None:
+        key = (document.rollout, document.split, arm)
+        old = self.arms.get(key, ArmCounts(document.rollout, document.split, arm))
+        self.arms[key] = replace(
+            old, requests=old.requests + requests, errors=old.errors + errors, slow=old.slow + slow
+        )
+
+    def report(self) -> ReplicaReport:
+        document = self.document
+        slots = document.slots.values() if document is not None else ()
+        return ReplicaReport(
+            replica=self.name,
+            incarnation=self.name,
+            epoch=document.epoch if document else 0,
+            generation=document.generation if document else 0,
+            resident={s.version: s.sha256 for s in slots if s.version not in self.refuses},
+            refused={s.version: "sha256 differs" for s in slots if s.version in self.refuses},
+            arms=tuple(self.arms.values()),
+            pairs=tuple(self.pairs.values()),
+            latency={"p90": 0.01},
+        )
+
+
+@dataclass
+class FakeServing:
+    """Replicas that outlive every controller."""
+
+    replicas: list[FakeReplica] = field(default_factory=lambda: [FakeReplica("a"), FakeReplica("b")])
+    stored: LiveDocument | None = None
+    settled: list[int] = field(default_factory=list)
+    deployed: bool = False
+    deliver: Callable[[FakeReplica], bool] = lambda replica: True
+
+    def deploy(self, document: LiveDocument) -> None:
+        self.deployed = True
+
+    def apply(self, document: LiveDocument) -> None:
+        if self.stored is None or document.order >= self.stored.order:
+            self.stored = document
+        for replica in self.replicas:
+            if self.deliver(replica):
+                replica.take(document)
+
+    def settle(self, document: LiveDocument) -> None:
+        self.settled.append(document.generation)
+
+    def observe(self) -> Observed:
+        reports = tuple(replica.report() for replica in self.replicas)
+        return Observed(reports, tuple(replica.name for replica in self.replicas), self.deployed)
+
+    def remove(self) -> None:
+        self.deployed = False
+
+
+@dataclass
+class World:
+    """All fake rooms of one pipeline."""
+
+    source: FakeSource = field(default_factory=FakeSource)
+    ingest: FakeIngest = field(default_factory=FakeIngest)
+    training: FakeTraining = field(default_factory=FakeTraining)
+    evaluation: FakeEvaluation = field(default_factory=FakeEvaluation)
+    monitoring: FakeMonitoring = field(default_factory=FakeMonitoring)
+    serving: FakeServing = field(default_factory=FakeServing)
+
+    def land(self, *days: int) -> None:
+        self.source.landed += [Sighting(partition(day).name, partition(day)) for day in days]
+
+    def rooms(self) -> Rooms:
+        return Rooms(
+            self.source,
+            self.ingest,
+            self.training,
+            FakeRegistry(self.training),
+            self.evaluation,
+            self.monitoring,
+            self.serving,
+        )
+
+
+class FakeClock:
+    """A clock that the test moves."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
