@@ -190,10 +190,7 @@ class WeightsError(CtrainError, ValueError):
         self.version, self.problem = version, problem
 
     def __str__(self) -> str:
-        return (
-            f"model version {self.version}: {self.problem}. "
-            "The replica keeps serving what it serves."
-        )
+        return f"model version {self.version}: {self.problem}. The replica keeps serving what it serves."
 
 
 class ServingError(CtrainError):

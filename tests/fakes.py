@@ -73,7 +73,13 @@ class FakeIngest:
             day = int(item.name.split("-")[1])
             items.append(
                 IngestedPartition(
-                    item.name, item.sha256, ContractReport(100, 100, {}), "", version, day * DAY, day * DAY + DAY - 1
+                    item.name,
+                    item.sha256,
+                    ContractReport(100, 100, {}),
+                    "",
+                    version,
+                    day * DAY,
+                    day * DAY + DAY - 1,
                 )
             )
         self.done.append((request.key, tuple(items)))
@@ -141,7 +147,9 @@ class FakeMonitoring:
     done: list[tuple[str, WindowReport]] = field(default_factory=list)
 
     def start(self, request: WindowRequest) -> None:
-        self.done.append((request.key, WindowReport(request.start, request.end, 0, 0, {}, state="not_enough_rows")))
+        self.done.append(
+            (request.key, WindowReport(request.start, request.end, 0, 0, {}, state="not_enough_rows"))
+        )
 
     def poll(self) -> list[tuple[str, WindowReport]]:
         done, self.done = self.done, []

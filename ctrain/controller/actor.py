@@ -186,7 +186,9 @@ class ControllerActor:
         if host is None:
             return {"pipeline": pipeline, "error": f"no pipeline {pipeline!r} is hosted here"}
         controller = host.controller
-        return status_of(controller.state, controller.document, host.serving.observe(), time.time(), host.error)
+        return status_of(
+            controller.state, controller.document, host.serving.observe(), time.time(), host.error
+        )
 
     def why(self, pipeline: str, version: str = "", limit: int = 200) -> list[Json]:
         """Events of the journal, newest last; with a version, those that mention it or its run."""

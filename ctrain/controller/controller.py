@@ -104,7 +104,12 @@ class Controller:
         decision = self._decide(Operated(verb, by, reason, body or {}))
         result: Json
         if decision.refusal:
-            result = {"ok": False, "status": 409, "error": decision.refusal, "generation": self.state.generation}
+            result = {
+                "ok": False,
+                "status": 409,
+                "error": decision.refusal,
+                "generation": self.state.generation,
+            }
             self._commit(Decision(), Operation(key, request, result))
             return result
         result = {"ok": True, "status": 200, "verb": verb, "after": self.state.seq}

@@ -328,9 +328,7 @@ def _(observation: RunSeen, state: State, now: float) -> Decision:
     assert version is not None, "a finished run comes with its manifest"
     if version.id == state.champion:
         text = f"run {status.run_id} gave the weights that already serve ({state.label(version.id)})"
-        return _events(
-            Entry("run_given_up", {"run_id": status.run_id, "error": text}), _alert("run", text)
-        )
+        return _events(Entry("run_given_up", {"run_id": status.run_id, "error": text}), _alert("run", text))
     data = {
         "run_id": status.run_id,
         "version": version.id,
@@ -623,7 +621,9 @@ def _open_window(state: State, spec: PipelineSpec, now: float) -> Iterable[Entry
     length = spec.monitoring.window
     if state.champion and not state.windowing and now - state.window_end >= length:
         # After an outage the windows in between are empty: begin again with the newest whole one.
-        yield Entry("window_started", {"end": state.window_end + length * ((now - state.window_end) // length)})
+        yield Entry(
+            "window_started", {"end": state.window_end + length * ((now - state.window_end) // length)}
+        )
 
 
 def _slow_threshold(observed: Observed) -> float:

@@ -124,9 +124,7 @@ class Journal:
         with self._transaction() as connection:
             epoch = self._epoch(connection) + 1
             connection.execute(sa.delete(_LEASES).where(_LEASES.c.pipeline == self.pipeline))
-            connection.execute(
-                sa.insert(_LEASES).values(pipeline=self.pipeline, epoch=epoch, owner=owner)
-            )
+            connection.execute(sa.insert(_LEASES).values(pipeline=self.pipeline, epoch=epoch, owner=owner))
         return epoch
 
     def append(
@@ -289,9 +287,7 @@ class Journal:
     def _hash_at(self, connection: sa.Connection, seq: int) -> str:
         if seq == 0:
             return GENESIS
-        query = sa.select(_EVENTS.c.hash).where(
-            _EVENTS.c.pipeline == self.pipeline, _EVENTS.c.seq == seq
-        )
+        query = sa.select(_EVENTS.c.hash).where(_EVENTS.c.pipeline == self.pipeline, _EVENTS.c.seq == seq)
         return str(connection.execute(query).scalar() or "")
 
     def _chain(self, seq: int, epoch: int, at: float, entry: Entry, previous: str) -> Event:

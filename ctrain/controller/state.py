@@ -401,9 +401,7 @@ def _promoted(state: State, data: Json, at: float) -> State:
 def _aborted(state: State, data: Json, at: float) -> State:
     version = data["version"]
     fact = replace(state.versions[version], end="aborted")
-    return replace(
-        state, rollout=None, evidence={}, paused=False, versions={**state.versions, version: fact}
-    )
+    return replace(state, rollout=None, evidence={}, paused=False, versions={**state.versions, version: fact})
 
 
 def _rolled_back(state: State, data: Json, at: float) -> State:

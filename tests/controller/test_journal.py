@@ -59,7 +59,7 @@ def test_an_operation_has_its_effect_once(url: str) -> None:
 @pytest.mark.parametrize(
     ("edit", "seq"),
     [
-        ("update event set data = '{\"alert\":\"x\",\"text\":\"y\"}' where seq = 2", 2),
+        ('update event set data = \'{"alert":"x","text":"y"}\' where seq = 2', 2),
         ("update event set at = at + 1 where seq = 3", 3),
         ("update event set data = 'no json' where seq = 2", 2),
         ("delete from event where seq = 2", 2),

@@ -1,0 +1,149 @@
+"""The fitted part of a model's inputs: vocabularies and scales, saved inside the model version.
+
+Takes features as arrays, gives one float32 matrix `[B, W]`: first a column of category indexes for
+each category (0 is the unknown bucket), then a column of standardised values for each number, NaN
+where missing. The same bits for one row and for a million. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ctrain.errors import FeatureError
+from ctrain.features.statistics import PartitionStatistics
+from ctrain.features.view import Arrays
+from ctrain.records import Json
+
+SMALL = 16
+"""Rows up to which a dictionary is faster than a sorted search; both give the same index."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Layout of the matrix: what a network needs to know to be built."""
+
+    categories: tuple[tuple[str, int], ...]
+    """(name, number of indexes, the unknown bucket included) of each category column."""
+    numbers: tuple[str, ...]
+    edges: tuple[tuple[float, ...], ...]
+    """Quantile edges of each number, standardised and strictly increasing; at least two."""
+
+    @property
+    def width(self) -> int:
+        """Columns of the matrix, W."""
+        return len(self.categories) + len(self.numbers)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Vocabularies and scales."""
+
+    vocabularies: dict[str, tuple[str, ...]]
+    """Known values of each category, sorted; the i-th has index i + 1."""
+    scales: dict[str, tuple[float, float]]
+    """(mean, standard deviation) of each number."""
+    edges: dict[str, tuple[float, ...]]
+    _lookup: dict[str, dict[str, int]] = field(init=False, repr=False, compare=False)
+    _sorted: dict[str, npt.NDArray[np.str_]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        lookup = {
+            name: {value: index + 1 for index, value in enumerate(values)}
+            for name, values in self.vocabularies.items()
+        }
+        object.__setattr__(self, "_lookup", lookup)
+        arrays = {name: np.array(values, dtype=np.str_) for name, values in self.vocabularies.items()}
+        object.__setattr__(self, "_sorted", arrays)
+
+    @staticmethod
+    def fit(statistics: PartitionStatistics, bins: int, minimum_count: int) -> Encoder:
+        """Fit from merged statistics.
+
+        Args:
+            statistics: Of the rows that training may see.
+            bins: Quantile bins a number.
+            minimum_count: Categories seen fewer times share the unknown bucket.
+        """
+        vocabularies = {
+            name: tuple(sorted(v for v, n in s.counts.items() if n >= minimum_count and v != ""))
+            for name, s in statistics.categories.items()
+        }
+        scales, edges = {}, {}
+        for name, number in statistics.numbers.items():
+            deviation = number.deviation or 1.0
+            scales[name] = (number.mean, deviation)
+            found = number.quantiles(np.linspace(0, 1, bins + 1))
+            standard = np.unique(((found - number.mean) / deviation).astype(np.float32))
+            if len(standard) < 2:
+                standard = np.array([-1.0, 1.0], dtype=np.float32)
+            edges[name] = tuple(float(edge) for edge in standard)
+        return Encoder(vocabularies, scales, edges)
+
+    @property
+    def inputs(self) -> Inputs:
+        """Layout of the matrix that `encode` gives."""
+        return Inputs(
+            categories=tuple((name, len(v) + 1) for name, v in self.vocabularies.items()),
+            numbers=tuple(self.scales),
+            edges=tuple(self.edges[name] for name in self.scales),
+        )
+
+    def encode(self, features: Arrays) -> npt.NDArray[np.float32]:
+        """Encode B rows.
+
+        Returns:
+            float32 `[B, W]` as `inputs` says.
+
+        Raises:
+            FeatureError: if a feature is absent or of another kind than the fitted one.
+        """
+        rows = len(next(iter(features.values())))
+        matrix = np.empty((rows, len(self.vocabularies) + len(self.scales)), dtype=np.float32)
+        column = 0
+        for name in self.vocabularies:
+            values = features.get(name)
+            if values is None or values.dtype.kind != "U":
+                raise FeatureError(name, "is absent or no text; the encoder was fitted on text")
+            matrix[:, column] = self._indexes(name, values)
+            column += 1
+        for name, (mean, deviation) in self.scales.items():
+            values = features.get(name)
+            if values is None or values.dtype.kind == "U":
+                raise FeatureError(name, "is absent or text; the encoder was fitted on numbers")
+            matrix[:, column] = (values - mean) / deviation
+            column += 1
+        return matrix
+
+    def _indexes(self, name: str, values: npt.NDArray[Any]) -> Any:
+        if len(values) <= SMALL:
+            lookup = self._lookup[name]
+            return [lookup.get(value, 0) for value in values.tolist()]
+        known = self._sorted[name]
+        if not len(known):
+            return np.zeros(len(values))
+        at = np.minimum(np.searchsorted(known, values), len(known) - 1)
+        return np.where(known[at] == values, at + 1, 0)
+
+    def to_json(self) -> Json:
+        """Plain JSON for the manifest. Floats keep all their bits."""
+        return {
+            "vocabularies": {name: list(values) for name, values in self.vocabularies.items()},
+            "scales": {name: list(scale) for name, scale in self.scales.items()},
+            "edges": {name: list(values) for name, values in self.edges.items()},
+            "order": [list(self.vocabularies), list(self.scales)],
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Encoder:
+        """Rebuild from `to_json`; the order of columns is part of it, whatever JSON does to keys."""
+        categories, numbers = data["order"]
+        return Encoder(
+            {name: tuple(data["vocabularies"][name]) for name in categories},
+            {name: (data["scales"][name][0], data["scales"][name][1]) for name in numbers},
+            {name: tuple(data["edges"][name]) for name in numbers},
+        )

@@ -1,0 +1,132 @@
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctrain.errors import FeatureError, UserCodeError
+from ctrain.features import (
+    Column,
+    PartitionStatistics,
+    arrays_from_rows,
+    arrays_from_table,
+    columns_from_json,
+    columns_to_json,
+    feature_view,
+    load_view,
+)
+from ctrain.models.encoder import Encoder
+
+
+@feature_view(
+    carrier=Column.category(nullable=True),
+    distance=Column.number(unit="miles", minimum=0, nullable=True),
+    at=Column.timestamp(),
+    late=Column.flag(nullable=True),
+)
+def view(rows):
+    hour = rows["at"].astype("datetime64[h]").astype(int) % 24
+    return {
+        "carrier": rows["carrier"],
+        "distance": np.log1p(rows["distance"]),
+        "hour": hour,
+        "late": rows["late"],
+    }
+
+
+ROWS = [
+    {"carrier": "UA", "distance": 100.5, "at": "2013-03-01T05:15:00", "late": True},
+    {"carrier": None, "distance": None, "at": "2013-03-01T07:15:00+02:00", "late": None},
+    {"carrier": "é", "distance": 3.0, "at": "2013-03-01T23:59:59", "late": False},
+]
+
+
+def test_a_request_and_a_table_give_the_same_bits() -> None:
+    table = pa.table(
+        {
+            "carrier": ["UA", None, "é"],
+            "distance": [100.5, None, 3.0],
+            "at": pa.array(["2013-03-01T05:15:00", "2013-03-01T05:15:00", "2013-03-01T23:59:59"]).cast(
+                pa.timestamp("ns")
+            ),
+            "late": [True, None, False],
+        }
+    )
+    batch = view(arrays_from_table(view.columns, table))
+    for index, row in enumerate(ROWS):
+        one = view(arrays_from_rows(view.columns, [row]))
+        for name in batch:
+            np.testing.assert_array_equal(one[name], batch[name][index : index + 1])
+
+
+def test_a_view_that_changes_the_number_of_rows_is_refused() -> None:
+    @feature_view(x=Column.number())
+    def short(rows):
+        return {"x": rows["x"][:1]}
+
+    with pytest.raises(FeatureError, match="shape"):
+        short({"x": np.array([1.0, 2.0])})
+
+
+def test_columns_survive_json() -> None:
+    assert columns_from_json(columns_to_json(view.columns)) == view.columns
+
+
+def test_a_missing_view_is_named_with_what_the_module_has() -> None:
+    with pytest.raises(UserCodeError, match="it has: view"):
+        load_view(f"{__name__}:vew")
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.one_of(st.floats(-1e6, 1e6), st.just(math.nan)), min_size=1, max_size=300),
+    st.integers(1, 299),
+)
+def test_merged_statistics_are_those_of_the_whole(values: list[float], cut: int) -> None:
+    array = np.array(values)
+    names = np.array([str(int(v) % 7) if np.isfinite(v) else "" for v in array])
+    whole = PartitionStatistics.of({"x": array, "c": names})
+    cut = min(cut, len(values))
+    parts = [PartitionStatistics.of({"x": a, "c": c}) for a, c in ((array[:cut], names[:cut]), (array[cut:], names[cut:])) if len(a)]  # fmt: skip
+    merged = PartitionStatistics.merge(parts)
+    assert merged.categories == whole.categories
+    one, other = merged.numbers["x"], whole.numbers["x"]
+    assert (one.rows, one.missing) == (other.rows, other.missing)
+    assert one.mean == pytest.approx(other.mean, abs=1e-6)
+    assert one.deviation == pytest.approx(other.deviation, rel=1e-6, abs=1e-6)
+    assert PartitionStatistics.from_json(merged.to_json()) == merged
+
+
+def test_quantiles_of_merged_parts_stay_within_a_rank_of_one_percent() -> None:
+    rng = np.random.default_rng(0)
+    parts = [rng.gamma(2.0, size=3000) for _ in range(10)]
+    merged = PartitionStatistics.merge([PartitionStatistics.of({"x": part}) for part in parts])
+    shares = np.linspace(0.05, 0.95, 19)
+    found = merged.numbers["x"].quantiles(shares)
+    ranks = np.searchsorted(np.sort(np.concatenate(parts)), found) / 30000
+    assert np.abs(ranks - shares).max() < 0.01
+
+
+def test_the_encoder_gives_one_row_the_bits_of_the_batch() -> None:
+    rng = np.random.default_rng(1)
+    features = {
+        "c": rng.choice(["a", "b", "ü", "rare", ""], size=500, p=[0.4, 0.3, 0.2, 0.01, 0.09]),
+        "x": np.where(rng.random(500) < 0.1, np.nan, rng.normal(size=500) * 1e3),
+    }
+    encoder = Encoder.fit(PartitionStatistics.of(features), bins=8, minimum_count=20)
+    assert encoder.vocabularies["c"] == ("a", "b", "ü")
+    again = Encoder.from_json(encoder.to_json())
+    batch = encoder.encode(features)
+    for index in range(500):
+        row = again.encode({name: values[index : index + 1] for name, values in features.items()})
+        assert row.tobytes() == batch[index : index + 1].tobytes()
+
+
+def test_a_constant_or_absent_number_still_encodes() -> None:
+    features = {"x": np.full(50, 3.0), "y": np.full(50, np.nan)}
+    encoder = Encoder.fit(PartitionStatistics.of(features), bins=8, minimum_count=1)
+    matrix = encoder.encode(features)
+    assert np.all(matrix[:, 0] == 0)
+    assert np.all(np.isnan(matrix[:, 1]))
