@@ -459,3 +459,54 @@ class WindowReport:
     state: Literal["judged", "not_enough_rows"] = "judged"
     pending_labels: int = 0
     orphan_labels: int = 0
+
+
+# --- requests to rooms --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class IngestRequest:
+    """Land these partitions: check the contract, quarantine, commit."""
+
+    key: str
+    pipeline: str
+    root: str
+    spec: Json
+    code: str
+    partitions: tuple[Partition, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRequest:
+    """Score a candidate and the champion on the candidate's judged blocks, and decide the gate."""
+
+    key: str
+    pipeline: str
+    root: str
+    spec: Json
+    candidate: str
+    champion: str
+    """Empty for the first model."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowRequest:
+    """Summarise one window of live traffic."""
+
+    key: str
+    pipeline: str
+    root: str
+    spec: Json
+    champion: str
+    start: float
+    end: float
+    watermark: float
+    """Labels of predictions that are mature at this time count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A piece of work that raised; the controller decides whether to try again."""
+
+    key: str
+    error: str

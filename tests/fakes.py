@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from ctrain.controller.rooms import (
-    EvaluationRequest,
-    IngestRequest,
-    Rooms,
-    WindowRequest,
-)
+from ctrain.controller.rooms import Rooms
 from ctrain.records import (
     ArmCounts,
     ContractReport,
+    EvaluationRequest,
     GateDecision,
     IngestedPartition,
+    IngestRequest,
     LiveDocument,
     ModelScore,
     ModelVersion,
@@ -28,6 +25,7 @@ from ctrain.records import (
     Sighting,
     WeightSet,
     WindowReport,
+    WindowRequest,
 )
 
 DAY = 86400.0

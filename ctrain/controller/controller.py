@@ -37,15 +37,18 @@ from ctrain.controller.decide import (
     due,
 )
 from ctrain.controller.journal import Event, Journal, Operation
-from ctrain.controller.rooms import (
+from ctrain.controller.rooms import Rooms
+from ctrain.controller.state import State, fold
+from ctrain.records import (
     EvaluationRequest,
     Failure,
     IngestRequest,
-    Rooms,
+    Json,
+    LiveDocument,
     WindowRequest,
+    from_json,
+    to_json,
 )
-from ctrain.controller.state import State, fold
-from ctrain.records import Json, LiveDocument, from_json, to_json
 
 log = logging.getLogger("ctrain.controller")
 

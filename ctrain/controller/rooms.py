@@ -7,20 +7,23 @@ arguments after a crash; the second call must not do the work twice.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from ctrain.records import (
+    EvaluationRequest,
+    Failure,
     GateDecision,
     IngestedPartition,
+    IngestRequest,
     LiveDocument,
     ModelVersion,
     Observed,
-    Partition,
     RunRequest,
     RunStatus,
     Sighting,
     WindowReport,
+    WindowRequest,
 )
 
 
@@ -38,54 +41,6 @@ class Source(Protocol):
             with the reason. A missing source gives one sighting with an empty name.
         """
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class IngestRequest:
-    """Land these partitions: check the contract, quarantine, commit."""
-
-    key: str
-    pipeline: str
-    root: str
-    spec: dict[str, object]
-    code: str
-    partitions: tuple[Partition, ...] = field(default=())
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationRequest:
-    """Score a candidate and the champion on the candidate's judged blocks, and decide the gate."""
-
-    key: str
-    pipeline: str
-    root: str
-    spec: dict[str, object]
-    candidate: str
-    champion: str
-    """Empty for the first model."""
-
-
-@dataclass(frozen=True, slots=True)
-class WindowRequest:
-    """Summarise one window of live traffic."""
-
-    key: str
-    pipeline: str
-    root: str
-    spec: dict[str, object]
-    champion: str
-    start: float
-    end: float
-    watermark: float
-    """Labels of predictions that are mature at this time count."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A piece of work that raised; the controller decides whether to try again."""
-
-    key: str
-    error: str
 
 
 class Ingest(Protocol):

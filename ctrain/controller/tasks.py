@@ -7,7 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import ray
 
-from ctrain.controller.rooms import Failure
+from ctrain.records import Failure
 
 
 class _Request(Protocol):

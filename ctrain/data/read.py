@@ -1,0 +1,100 @@
+"""Read a dataset version back: raw rows, and features computed once for each partition and view."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ctrain.data.ingest import ROWS_TABLE
+from ctrain.errors import PartitionError
+from ctrain.features import Arrays, FeatureView, PartitionStatistics, arrays_from_table
+from ctrain.records import canonical
+from ctrain.storage import Root, write_atomically
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features and labels of one partition."""
+
+    arrays: Arrays
+    label: npt.NDArray[np.float32]
+    event_time: npt.NDArray[np.float64]
+    """Seconds since 1970."""
+
+
+class Dataset:
+    """One version of a pipeline's accepted rows."""
+
+    def __init__(self, root: Root, pipeline: str, version: int) -> None:
+        from deltalake import DeltaTable
+
+        self._folder = root.pipeline(pipeline).tables
+        self._delta = DeltaTable(self._folder / ROWS_TABLE, version=version)
+        self.version = version
+
+    def files(self, partition: str) -> list[str]:
+        """Files of a partition, sorted."""
+        found = sorted(self._delta.file_uris(file_pruning_predicate=[("partition", "=", partition)]))
+        if not found:
+            raise PartitionError(partition, f"is not in dataset version {self.version}")
+        return found
+
+    def table(self, partition: str, columns: list[str] | None = None) -> pa.Table:
+        """Accepted rows of a partition; every page is checked against its checksum."""
+        parts = [
+            pq.ParquetFile(file, page_checksum_verification=True).read(columns)
+            for file in self.files(partition)
+        ]
+        return pa.concat_tables(parts)
+
+    def features(self, partition: str, view: FeatureView, label: str, event_time: str) -> Features:
+        """Features of a partition, from the cache where they are already there."""
+        path = self._cache(partition, view).with_suffix(".arrow")
+        if not path.exists():
+            self._compute(partition, view, label, event_time)
+        with pa.memory_map(str(path)) as source:
+            table = pa.ipc.open_file(source).read_all()
+        arrays: Arrays = {}
+        for name in table.column_names[:-2]:
+            column = table.column(name).combine_chunks()
+            if pa.types.is_string(column.type):
+                arrays[name] = np.array(column.to_pylist(), dtype=np.str_)
+            else:
+                arrays[name] = column.to_numpy(zero_copy_only=False)
+        return Features(arrays, table.column("\0label").to_numpy(), table.column("\0time").to_numpy())
+
+    def statistics(
+        self, partition: str, view: FeatureView, label: str, event_time: str
+    ) -> PartitionStatistics:
+        """Statistics of a partition's features, computed with them."""
+        path = self._cache(partition, view).with_suffix(".json")
+        if not path.exists():
+            self._compute(partition, view, label, event_time)
+        return PartitionStatistics.from_json(json.loads(path.read_text(encoding="utf-8")))
+
+    def _compute(self, partition: str, view: FeatureView, label: str, event_time: str) -> None:
+        table = self.table(partition)
+        arrays = view(arrays_from_table(view.columns, table))
+        fields: dict[str, Any] = {name: pa.array(values) for name, values in arrays.items()}
+        fields["\0label"] = table.column(label).cast(pa.float32())
+        micros = table.column(event_time).cast(pa.int64()).to_numpy()
+        fields["\0time"] = pa.array(micros / 1e6)
+        sink = pa.BufferOutputStream()
+        cached = pa.table(fields)
+        with pa.ipc.new_file(sink, cached.schema) as writer:
+            writer.write_table(cached)
+        cache = self._cache(partition, view)
+        statistics = PartitionStatistics.of(arrays)
+        write_atomically(cache.with_suffix(".json"), canonical(statistics.to_json()).encode())
+        write_atomically(cache.with_suffix(".arrow"), sink.getvalue().to_pybytes())
+
+    def _cache(self, partition: str, view: FeatureView) -> Path:
+        content = "-".join(Path(file).stem for file in self.files(partition))
+        return self._folder / "features" / view.hash[:16] / f"{partition}_{content[:120]}"

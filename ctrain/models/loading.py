@@ -1,0 +1,83 @@
+"""Turn a model version into a network that scores: weights verified, shapes checked, numbers finite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from ctrain.errors import WeightsError
+from ctrain.features import FeatureView
+from ctrain.features.view import Arrays
+from ctrain.models.build import build_module
+from ctrain.models.encoder import Encoder
+from ctrain.records import ModelVersion
+from ctrain.registry import read_weights
+from ctrain.storage.code import load_attribute
+from ctrain.storage.root import Root
+
+
+@dataclass(frozen=True)
+class Network:
+    """A version's view, encoder and module, ready to score."""
+
+    version: ModelVersion
+    view: FeatureView
+    encoder: Encoder
+    module: torch.nn.Module
+
+    def probabilities(self, matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """Probability of the positive class for the encoder's matrix `[B, W]`, shape [B]."""
+        with torch.inference_mode():
+            logits = self.module(torch.from_numpy(matrix))
+            result: npt.NDArray[np.float64] = torch.sigmoid(logits.double()).numpy()
+        return result
+
+    def predict(self, arrays: Arrays) -> npt.NDArray[np.float64]:
+        """Probability for raw columns: view, encoder, module."""
+        return self.probabilities(self.encoder.encode(self.view(arrays)))
+
+
+def load_network(
+    root: Root,
+    version: ModelVersion,
+    which: Literal["judged", "served"],
+    weights: bytes | None = None,
+) -> Network:
+    """Load one set of weights of a version.
+
+    Args:
+        root: Where versions and code lie.
+        version: The manifest.
+        which: Which of its two sets.
+        weights: The set's bytes where the caller has read and hashed them; None reads them.
+
+    Raises:
+        CorruptArtifactError: if the bytes are not those of the manifest.
+        WeightsError: if names or shapes do not fit the network, or a number is not finite.
+    """
+    data = weights if weights is not None else read_weights(root, version, which)
+    encoder = Encoder.from_json(getattr(version, which).encoder)
+    load = partial(load_attribute, root, version.code)
+    view: Any = load(version.features)
+    try:
+        tensors = safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise WeightsError(version.id, f"unreadable weights: {error}") from None
+    for name, tensor in tensors.items():
+        # The sum of finite numbers of a layer is finite; one pass without a mask of the same size.
+        if tensor.is_floating_point() and not torch.isfinite(tensor.double().sum()):
+            raise WeightsError(version.id, f"tensor {name!r} holds numbers that are not finite")
+    module = build_module(version.model, encoder.inputs, load)
+    try:
+        module.load_state_dict(tensors, strict=True, assign=True)
+    except RuntimeError as error:
+        raise WeightsError(version.id, f"weights do not fit the network: {error}") from None
+    module.eval()
+    return Network(version, view, encoder, module)

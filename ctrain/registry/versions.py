@@ -1,0 +1,87 @@
+"""Model versions: safetensors and a JSON manifest in a folder named by the manifest's hash.
+
+Written once, never changed. Whatever is read is checked against its hash first; nothing is unpickled.
+Which version is champion is not known here: that is the journal's to say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ctrain.errors import CorruptArtifactError
+from ctrain.records import Json, ModelVersion, WeightSet, canonical, from_json, sha256_of, to_json
+from ctrain.storage import Root
+
+MANIFEST = "manifest.json"
+ID_DIGITS = 12
+
+
+def write_version(
+    root: Root, fields: Json, judged: tuple[bytes, Json], served: tuple[bytes, Json]
+) -> ModelVersion:
+    """Register a version. The same content gives the same id and changes nothing.
+
+    Args:
+        root: Where versions lie.
+        fields: The manifest without id and weights (`records.ModelVersion`).
+        judged: Weights as safetensors, and their encoder as JSON: trained without the judged blocks.
+        served: The same, refitted on everything.
+    """
+    sets = {}
+    for name, (data, encoder) in (("judged", judged), ("served", served)):
+        digest = hashlib.sha256(data).hexdigest()
+        sets[name] = to_json(WeightSet(f"{name}.safetensors", digest, len(data), encoder))
+    body = {**fields, **sets}
+    version = from_json(ModelVersion, {**body, "id": ""})
+    version_id = _id_of(version)
+    version = from_json(ModelVersion, {**body, "id": version_id})
+    for name, (data, _) in (("judged", judged), ("served", served)):
+        root.models.write(f"{version_id}/{name}.safetensors", data)
+    # The manifest comes last: a folder without one is no version.
+    root.models.write(f"{version_id}/{MANIFEST}", canonical(to_json(version)).encode())
+    return version
+
+
+def read_version(root: Root, version: str) -> ModelVersion:
+    """The manifest of a version.
+
+    Raises:
+        MissingArtifactError: if there is none.
+        CorruptArtifactError: if it is not what its id says.
+    """
+    name = f"{version}/{MANIFEST}"
+    data = root.models.read(name)
+    try:
+        found = from_json(ModelVersion, json.loads(data))
+        digest = _id_of(found)
+    except ValueError:
+        digest = hashlib.sha256(data).hexdigest()
+    if digest != version:
+        raise CorruptArtifactError(root.models.path(name), version, digest)
+    return found
+
+
+def read_weights(root: Root, version: ModelVersion, which: Literal["judged", "served"]) -> bytes:
+    """Weights of a version as safetensors, checked against the manifest's hash."""
+    weights: WeightSet = getattr(version, which)
+    return root.models.read(f"{version.id}/{weights.file}", sha256=weights.sha256)
+
+
+def _id_of(version: ModelVersion) -> str:
+    body: dict[str, Any] = to_json(version)
+    del body["id"]
+    return sha256_of(body)[:ID_DIGITS]
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Door for the controller."""
+
+    root: Root
+
+    def read(self, version: str) -> ModelVersion:
+        """The manifest of a version."""
+        return read_version(self.root, version)

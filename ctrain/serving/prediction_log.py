@@ -1,0 +1,178 @@
+"""Prediction log: every answer, appended as Arrow record batches by a background thread.
+
+A replica writes files of its own (`log/predictions/<start ms>-<replica>.arrows`), each an Arrow IPC
+stream; a flush hands a whole batch to the operating system, so kill -9 loses at most what came after the
+last flush, and a torn last batch is left out on reading. Memory is bounded: beyond the capacity answers
+are dropped and counted. Nothing here waits on a request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+from pydantic_core import to_json as json_bytes
+
+SCHEMA = pa.schema(
+    [
+        ("prediction_id", pa.string()),
+        ("time", pa.float64()),  # seconds since 1970
+        ("replica", pa.string()),
+        ("key", pa.string()),  # null if the request had none
+        ("version", pa.string()),  # id of the model version
+        ("label", pa.string()),  # its name, e.g. v7
+        ("slot", pa.string()),  # champion or challenger: who answered
+        ("rollout", pa.string()),
+        ("split", pa.float64()),
+        ("value", pa.float64()),  # probability
+        ("threshold", pa.float64()),
+        ("latency", pa.float64()),  # seconds inside the model, of the whole request
+        ("features", pa.string()),  # the row, as JSON
+    ]
+)
+
+_FOLDER = "predictions"
+
+
+class Answer(NamedTuple):
+    """One answered row; fields as in SCHEMA, without the replica."""
+
+    prediction_id: str
+    time: float
+    key: str | None
+    version: str
+    label: str
+    slot: str
+    rollout: str
+    split: float
+    value: float
+    threshold: float
+    latency: float
+    features: dict[str, Any]
+
+
+class PredictionLog:
+    """Writer of one replica.
+
+    Args:
+        folder: Log folder of the pipeline (`root.pipeline(name).log`).
+        replica: Serve's id of the replica.
+        flush: Seconds between flushes.
+        capacity: Answers kept in memory at most.
+        rotate: Bytes after which a new file begins; a file also ends after an hour.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        replica: str,
+        flush: float = 1.0,
+        capacity: int = 50_000,
+        rotate: int = 64 << 20,
+    ) -> None:
+        self._folder = folder / _FOLDER
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._replica, self._flush_s, self._rotate = replica, flush, rotate
+        self._waiting: deque[Answer] = deque()
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self._sink: Any = None
+        self._writer: Any = None
+        self._opened = 0.0
+        self._stop = threading.Event()
+        self.dropped = 0
+        """Answers lost: no room, or no disk."""
+        self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
+        self._thread.start()
+
+    def append(self, answer: Answer) -> None:
+        """Take an answer; never blocks."""
+        if len(self._waiting) >= self._capacity:
+            self.dropped += 1
+            return
+        self._waiting.append(answer)
+
+    def flush(self) -> None:
+        """Write what waits; answers that the disk refuses are counted as dropped."""
+        with self._lock:
+            batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            if not batch:
+                return
+            try:
+                self._write(batch)
+            except OSError:
+                self.dropped += len(batch)
+                self._end_file()
+
+    def close(self) -> None:
+        """Flush and end the thread."""
+        self._stop.set()
+        self._thread.join(timeout=5)
+        self.flush()
+        with self._lock:
+            self._end_file()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._flush_s):
+            self.flush()
+
+    def _write(self, batch: list[Answer]) -> None:
+        if self._writer is None:
+            self._opened = time.time()
+            name = f"{int(self._opened * 1000):013d}-{self._replica}.arrows"
+            self._sink = (self._folder / name).open("ab")
+            self._writer = pa.ipc.new_stream(self._sink, SCHEMA)
+        columns = dict(zip(Answer._fields, zip(*batch, strict=True), strict=True))
+        columns["features"] = tuple(json_bytes(row).decode() for row in columns["features"])
+        columns["replica"] = (self._replica,) * len(batch)
+        arrays = [pa.array(columns[field.name], field.type) for field in SCHEMA]
+        self._writer.write_batch(pa.record_batch(arrays, schema=SCHEMA))
+        self._sink.flush()
+        if self._sink.tell() > self._rotate or time.time() - self._opened > 3600:
+            self._end_file()
+
+    def _end_file(self) -> None:
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                self._writer.close()
+                self._sink.close()
+        self._writer = self._sink = None
+
+
+def read_log(folder: Path, start: float, end: float) -> pa.Table:
+    """Answers with start <= time < end, of all replicas, ordered by time.
+
+    Args:
+        folder: Log folder of the pipeline.
+        start: Seconds since 1970.
+        end: Seconds since 1970.
+
+    Returns:
+        A table of SCHEMA; batches torn by a killed replica are left out.
+    """
+    import pyarrow.compute as pc
+
+    batches: list[pa.RecordBatch] = []
+    for file in sorted((folder / _FOLDER).glob("*.arrows")):
+        opened = int(file.name.split("-", 1)[0]) / 1000
+        # a file's first answers may be a flush older than the file; its last ones end at its mtime
+        if opened - 60 > end or file.stat().st_mtime + 1 < start:
+            continue
+        batches.extend(_whole_batches(file))
+    table = pa.Table.from_batches(batches, schema=SCHEMA)
+    wanted = pc.and_(pc.greater_equal(table["time"], start), pc.less(table["time"], end))
+    return table.filter(wanted).sort_by("time")
+
+
+def _whole_batches(file: Path) -> Iterator[pa.RecordBatch]:
+    try:
+        with pa.ipc.open_stream(file.read_bytes()) as reader:
+            yield from reader
+    except (pa.ArrowInvalid, OSError):  # torn tail: the writer was killed
+        return

@@ -1,0 +1,342 @@
+"""The replica: answers predictions, takes documents, labels and operators' verbs.
+
+`Predictor` is the deployment class (`app.py` wraps it). The predict path is a plain method without a web
+framework; one request reads one reference to what is live and answers with one version. What it refuses: a
+request that breaks the champion's columns (4xx), work beyond its own limit (503), and everything that would
+keep the event loop waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from ctrain.errors import CtrainError, ServingError
+from ctrain.records import LiveDocument, ReplicaReport, Slot, from_json, to_json
+from ctrain.serving.counters import ArmName, Counters, Mirror, finite
+from ctrain.serving.http import LabelRoutes, Operator, answer, openapi, read_body, unavailable
+from ctrain.serving.ids import PredictionIds
+from ctrain.serving.labels import LabelStore
+from ctrain.serving.link import ControllerLink, Puller
+from ctrain.serving.prediction_log import Answer, PredictionLog
+from ctrain.serving.schemas import PredictRequest, RefusedRequest, RequestSchema
+from ctrain.serving.split import challenger_answers
+from ctrain.serving.weights import FAILURES, Live, Model, Weights
+from ctrain.storage import Root
+from ctrain.telemetry import metrics
+from ctrain.telemetry.log import logger
+
+_log = logger("serving")
+_ROWS_ON_LOOP = 64
+"""Requests with more rows are scored in a thread, so that they do not hold up small ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of one replica, from the spec's `serving`."""
+
+    max_in_flight: int = 200
+    body_limit: int = 1_048_576
+    flush: float = 1.0
+    start_timeout: float = 60.0
+    horizon: float = 30 * 86400.0
+    """Seconds after which a label is dropped as late."""
+
+
+class Predictor:
+    """One replica of a pipeline's application.
+
+    Args:
+        pipeline: Name of the pipeline.
+        root: The root's absolute path.
+        store: URL for models, code and live documents; empty means the root.
+        limits: As `Limits`.
+        replica: Id of the replica; Serve's own by default.
+        load: Loads a slot; the real loader by default.
+        link: Line to the controller; the named actor by default.
+    """
+
+    def __init__(
+        self,
+        pipeline: str,
+        root: Root,
+        limits: Limits | None = None,
+        replica: str = "",
+        load: Callable[[Root, Slot], Model] | None = None,
+        link: Any = None,
+    ) -> None:
+        _one_thread()
+        self.pipeline, self.root, self.limits = pipeline, root, limits or Limits()
+        self.replica = replica or _replica_id()
+        self.incarnation = uuid.uuid4().hex[:12]
+        self.counters = Counters()
+        self.mirror = Mirror(self.counters)
+        self._ids = PredictionIds(pipeline, self.replica)
+        folder = root.pipeline(pipeline).log
+        self.log = PredictionLog(folder, f"{self.replica}-{self.incarnation}", self.limits.flush)
+        self._labels = LabelRoutes(pipeline, LabelStore(folder, self.limits.horizon))
+        self._schema: RequestSchema | None = None
+        self._in_flight = 0
+        self._published: dict[str, int] = {}
+        self._link = link or ControllerLink()
+        self._operator = Operator(pipeline, root, self._link)
+        self.weights = Weights(pipeline, root, load, self._prepare)
+        self._start_from_storage()
+        self._puller = Puller(self._exchange, self._take)
+
+    # --- documents ---------------------------------------------------------------------------
+
+    async def reconfigure(self, document: Any) -> Any:
+        """Take a live document, from Serve's `user_config` or the controller's broadcast.
+
+        Never raises and never awaits: while Serve runs it, the replica is out of routing.
+
+        Returns:
+            This replica's report as JSON.
+        """
+        self._take(document)
+        return to_json(self.report())
+
+    def report(self) -> ReplicaReport:
+        """What this replica says of itself."""
+        wanted = self.weights.wanted
+        return ReplicaReport(
+            replica=self.replica,
+            incarnation=self.incarnation,
+            epoch=wanted.epoch,
+            generation=wanted.generation,
+            resident=self.weights.resident,
+            refused=self.weights.refused,
+            arms=self.counters.arms(),
+            pairs=self.counters.pairs(),
+            answered=self.counters.answered,
+            failed=self.counters.failed,
+            latency=self.counters.latency(),
+            dropped=self.log.dropped,
+            at=time.time(),
+        )
+
+    async def check_health(self) -> None:
+        """Serve's health check: the loader must live."""
+        if not self.weights.alive:
+            raise ServingError("the loader thread has ended; the replica must be replaced")
+
+    def close(self) -> None:
+        """End all threads and flush the log."""
+        self._puller.close()
+        self.mirror.close()
+        self.weights.close()
+        self.log.close()
+
+    async def __del__(self) -> None:
+        self.close()
+
+    def _start_from_storage(self) -> None:
+        try:
+            document = self.root.read_live(self.pipeline)
+        except (CtrainError, OSError, ValueError) as error:
+            _log.warning("live document cannot be read: %s", error, extra={"pipeline": self.pipeline})
+            return
+        if document is not None and self.weights.offer(document):
+            self.weights.wait(self.limits.start_timeout)
+
+    def _take(self, document: Any) -> None:
+        try:
+            self.weights.offer(from_json(LiveDocument, document))
+        except (ValidationError, *FAILURES) as error:
+            _log.warning("document ignored: %s", type(error).__name__, extra={"pipeline": self.pipeline})
+
+    def _prepare(self, live: Live) -> None:
+        """Build the request schema of a new champion before it answers."""
+        if live.champion is None:
+            return
+        also: dict[str, Any] = {}
+        for model in (live.challenger, live.previous):
+            also |= model.columns if model is not None else {}
+        self._schema = RequestSchema(live.champion.columns, also)
+
+    def _exchange(self) -> Any:
+        report = self.report()
+        self._publish(report)
+        return self._link.call("pull", self.pipeline, to_json(report))
+
+    def _publish(self, report: ReplicaReport) -> None:
+        for name, value in (("ok", report.answered), ("failed", report.failed), ("dropped", report.dropped)):
+            grown = value - self._published.get(name, 0)
+            self._published[name] = value
+            if name == "dropped":
+                metrics.LOG_DROPPED.add(grown, pipeline=self.pipeline)
+            else:
+                metrics.REQUESTS.add(grown, pipeline=self.pipeline, result=name)
+        tags = {"pipeline": self.pipeline, "replica": self.replica}
+        metrics.GENERATION.put(report.generation, **tags)
+        metrics.REFUSED.put(len(report.refused), **tags)
+        for quantile, seconds in report.latency.items():
+            metrics.MODEL_SECONDS.put(seconds, quantile=quantile, **tags)
+
+    # --- requests ----------------------------------------------------------------------------
+
+    async def __call__(self, request: Request) -> Response:
+        """Answer one HTTP request below the pipeline's prefix."""
+        scope = request.scope
+        path = scope["path"][len(scope.get("root_path", "")) :].rstrip("/") or "/"
+        if self._in_flight >= self.limits.max_in_flight:
+            self.counters.failed += 1
+            return unavailable("the replica is busy")
+        self._in_flight += 1
+        try:
+            response = await self._route(path, request)
+        except RefusedRequest as refused:
+            return answer(refused.status, refused.body())
+        except ClientDisconnect:
+            return answer(400, {"error": "the client went away", "problems": []})
+        finally:
+            self._in_flight -= 1
+        if response.status_code >= 500:
+            self.counters.failed += 1
+        return response
+
+    async def _route(self, path: str, request: Request) -> Response:
+        if path == "/predict":
+            if request.method != "POST":
+                return _wrong_method("POST")
+            return await self._predict(await read_body(request, self.limits.body_limit))
+        if path == "/labels":
+            if request.method != "POST":
+                return _wrong_method("POST")
+            return await self._labels.store(await read_body(request, self.limits.body_limit))
+        if path.startswith("/admin/"):
+            return await self._operator.verb(path.removeprefix("/admin/"), request, self.limits.body_limit)
+        page = {"/health": self._health, "/status": self._status, "/openapi.json": self._openapi}.get(path)
+        if page is None:
+            return answer(404, {"error": f"{self.pipeline} has no such path", "problems": []})
+        if request.method not in ("GET", "HEAD"):
+            return _wrong_method("GET")
+        return await page()
+
+    async def _predict(self, body: bytes) -> Response:
+        live, schema = self.weights.now, self._schema
+        if live.champion is None or schema is None:
+            return unavailable("no champion yet")
+        asked = schema.read(body)
+        document = live.document
+        arm: ArmName = "champion"
+        values: list[float] | None = None
+        seconds = 0.0
+        model = live.champion
+        drawn = live.challenger is not None and bool(document.rollout)
+        if drawn and challenger_answers(document.rollout, asked.key, document.split):
+            assert live.challenger is not None
+            values, seconds = await _score(live.challenger, asked.rows)
+            self._count(document, "challenger", values, seconds)
+            if values is not None:
+                arm, model = "challenger", live.challenger
+        if values is None:
+            fell_back = drawn and seconds > 0
+            values, seconds = await _score(live.champion, asked.rows)
+            if not fell_back:  # an answer in the challenger's place is no draw of the champion's arm
+                self._count(document, "champion", values, seconds)
+            if values is None:
+                return answer(500, {"error": "the model could not score this request", "problems": []})
+            self.counters.took(seconds)
+            if document.mirror and live.challenger is not None and not fell_back:
+                self.mirror.offer(document.rollout, live.champion, live.challenger, asked.rows, values)
+        self.counters.answered += 1
+        return self._answer(live, asked, model, arm, values, seconds)
+
+    def _count(
+        self, document: LiveDocument, arm: ArmName, values: list[float] | None, seconds: float
+    ) -> None:
+        slow = 0.0 < document.slow_s <= seconds
+        self.counters.arm(document.rollout, document.split, arm, values is None, slow)
+
+    def _answer(
+        self,
+        live: Live,
+        asked: PredictRequest,
+        model: Model,
+        arm: ArmName,
+        values: list[float],
+        seconds: float,
+    ) -> Response:
+        now = time.time()
+        document = live.document
+        label = live.labels.get(model.version, model.version)
+        predictions = []
+        for row, value in zip(asked.rows, values, strict=True):
+            prediction_id = self._ids.new(now)
+            predictions.append({"value": value, "prediction_id": prediction_id})
+            self.log.append(
+                Answer(
+                    prediction_id,
+                    now,
+                    asked.key,
+                    model.version,
+                    label,
+                    arm,
+                    document.rollout,
+                    document.split,
+                    value,
+                    model.threshold,
+                    seconds,
+                    row,
+                )
+            )
+        named = {"version": label, "slot": arm}
+        if asked.many:
+            return answer(200, {"predictions": predictions, **named})
+        return answer(200, predictions[0] | named)
+
+    async def _health(self) -> Response:
+        live = self.weights.now
+        body = {"status": "ok" if live.champion else "no champion yet", "ready": live.champion is not None}
+        if live.document.champion is not None:
+            body["version"] = live.document.champion.label
+        return answer(200, {"pipeline": self.pipeline, **body, "replica": self.replica})
+
+    async def _status(self) -> Response:
+        own = {"live": to_json(self.weights.now.document), "replica": to_json(self.report())}
+        return answer(200, {**await self._operator.status(), **own})
+
+    async def _openapi(self) -> Response:
+        return answer(200, openapi(self.pipeline, self._schema))
+
+
+async def _score(model: Model, rows: list[dict[str, Any]]) -> tuple[list[float] | None, float]:
+    """Probabilities, None if the model raised or was not finite; and the seconds inside the model."""
+    start = time.perf_counter()
+    try:
+        if len(rows) <= _ROWS_ON_LOOP:
+            values = model.predict(rows)
+        else:
+            values = await asyncio.to_thread(model.predict, rows)
+    except FAILURES as error:
+        _log.warning("model raised %s", type(error).__name__, extra={"version": model.version})
+        return None, time.perf_counter() - start
+    return (values if finite(values, len(rows)) else None), time.perf_counter() - start
+
+
+def _wrong_method(right: str) -> Response:
+    body = json.dumps({"error": f"expected {right}", "problems": []})
+    return Response(body, 405, {"Allow": right}, "application/json")
+
+
+def _replica_id() -> str:
+    from ray import serve
+
+    return str(serve.get_replica_context().replica_id.unique_id)
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)

@@ -1,0 +1,341 @@
+"""Weights of one replica: loaded, verified and warmed beside the live ones, then one reference changes.
+
+Takes live documents; the highest (epoch, generation) wins. Gives `now`, the state that one request reads
+once. Refuses weights whose hash is not the registry's, that are not finite, whose shapes do not fit or
+that fail their warm-up: those are recorded in `refused` and what serves keeps serving.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ctrain.errors import CorruptArtifactError, CtrainError, WeightsError
+from ctrain.records import LiveDocument, Slot, WeightSet
+from ctrain.storage import Root
+from ctrain.telemetry.log import logger
+
+_log = logger("serving")
+
+FAILURES = (
+    CtrainError,
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+"""What user code and loading may raise; a replica lives on."""
+
+
+class Model(Protocol):
+    """Resident weights, ready to answer."""
+
+    version: str
+    sha256: str
+    threshold: float
+    columns: dict[str, Any]
+
+    def predict(self, rows: list[dict[str, Any]]) -> list[float]:
+        """One probability a row."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What a replica serves: a request takes this reference once and keeps it to its end."""
+
+    document: LiveDocument
+    champion: Model | None = None
+    challenger: Model | None = None
+    previous: Model | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    """Name for people by version id."""
+
+
+class Weights:
+    """Resident models of one replica, and the one thread that loads.
+
+    Args:
+        pipeline: Name of the pipeline.
+        root: Where live documents and models lie.
+        load: Loads and verifies one slot; `load_model` outside of tests.
+        changed: Called after each change of `now`, e.g. to build request schemas.
+    """
+
+    def __init__(
+        self,
+        pipeline: str,
+        root: Root,
+        load: Callable[[Root, Slot], Model] | None = None,
+        changed: Callable[[Live], None] = lambda live: None,
+    ) -> None:
+        self._pipeline, self._root = pipeline, root
+        self._load = load or load_model
+        self._changed = changed
+        self._lock = threading.RLock()
+        self._wake = threading.Event()
+        self._stop = False
+        self._models: dict[tuple[str, str], Model] = {}
+        self._refused: dict[tuple[str, str], str] = {}
+        self.wanted = LiveDocument(pipeline, epoch=-1, generation=-1)
+        self.now = Live(self.wanted)
+        self._thread = threading.Thread(target=self._run, name="weights-loader", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the loader thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def resident(self) -> dict[str, str]:
+        """sha256 of the weights in memory, by version id."""
+        with self._lock:
+            return dict(self._models)
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Why a wanted version could not be loaded, by version id."""
+        with self._lock:
+            return {version: reason for (version, _), reason in self._refused.items()}
+
+    def offer(self, document: LiveDocument) -> bool:
+        """Take a document if it is newer than the newest one; never blocks on a load.
+
+        If all weights it needs are resident, it is live when this returns.
+
+        Returns:
+            Whether it was newer.
+        """
+        if document.pipeline != self._pipeline:
+            return False
+        with self._lock:
+            if document.order <= self.wanted.order:
+                return False
+            self.wanted = document
+            self._refused.clear()
+            self._apply()
+        self._wake.set()
+        return True
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the wanted champion; False if it was refused or the time is over."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with self._lock:
+                slot = self.wanted.champion
+                if slot is None or _id(slot) in self._models:
+                    return slot is not None
+                if _id(slot) in self._refused:
+                    return False
+            time.sleep(0.01)
+        return False
+
+    def close(self) -> None:
+        """End the thread."""
+        self._stop = True
+        self._wake.set()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            if self._stop:
+                return
+            self._prefer_storage()
+            while (slot := self._missing()) is not None and not self._stop:
+                self._fetch(slot)
+
+    def _prefer_storage(self) -> None:
+        """An operator's document (epoch 0) counts only where no live document exists."""
+        if self.wanted.epoch != 0:
+            return
+        with suppress(*FAILURES):
+            stored = self._root.read_live(self._pipeline)
+            if stored is not None:
+                self.offer(stored)
+
+    def _missing(self) -> Slot | None:
+        with self._lock:
+            for slot in self.wanted.slots.values():
+                if _id(slot) not in self._models and _id(slot) not in self._refused:
+                    return slot
+            return None
+
+    def _fetch(self, slot: Slot) -> None:
+        try:
+            model = self._load(self._root, slot)
+        except FAILURES as error:
+            reason = f"{type(error).__name__}: {error}"[:500]
+            _log.warning("refused: %s", reason, extra={"pipeline": self._pipeline, "version": slot.version})
+            with self._lock:
+                self._refused[_id(slot)] = reason
+            return
+        with self._lock:
+            self._models[_id(slot)] = model
+            self._apply()
+
+    def _apply(self) -> None:
+        """Change `now` to the wanted document as far as its weights are resident. Lock held."""
+        document = self.wanted
+        held = {name: self._models.get(_id(slot)) for name, slot in document.slots.items()}
+        if document.champion is not None and held["champion"] is None:
+            return  # the old champion keeps serving, by its own document
+        labels = {slot.version: slot.label for slot in document.slots.values()}
+        live = Live(document, held.get("champion"), held.get("challenger"), held.get("previous"), labels)
+        self._changed(live)
+        self.now = live
+        needed = {_id(slot) for slot in document.slots.values()}
+        self._models = {name: model for name, model in self._models.items() if name in needed}
+
+
+def _id(slot: Slot) -> tuple[str, str]:
+    return (slot.version, slot.sha256)
+
+
+# --- the real models -----------------------------------------------------------------------------
+
+
+class TorchModel:
+    """Served weights of a model version with its view and encoder."""
+
+    def __init__(self, version: Any, sha256: str, view: Any, encoder: Any, module: Any) -> None:
+        self.version, self.sha256, self.threshold = version.id, sha256, version.threshold
+        self.columns: dict[str, Any] = version.columns
+        self._view, self._encoder, self._module = view, encoder, module
+
+    def predict(self, rows: list[dict[str, Any]]) -> list[float]:
+        """One probability a row, through view, encoder and network."""
+        import torch
+
+        from ctrain.features import arrays_from_rows
+
+        features = self._view(arrays_from_rows(self._view.columns, rows))
+        inputs_BW = torch.from_numpy(self._encoder.encode(features))
+        with torch.inference_mode():
+            values: list[float] = torch.sigmoid(self._module(inputs_BW)).tolist()
+        return values
+
+
+def load_model(root: Root, slot: Slot) -> Model:
+    """Load the served weights of a slot: hash, finite, shapes, warm-up.
+
+    Raises:
+        WeightsError: if the manifest names other weights, or they cannot serve.
+        CorruptArtifactError: if the bytes are not those of the hash.
+    """
+    import torch
+
+    from ctrain.models.build import build_module
+    from ctrain.models.encoder import Encoder
+    from ctrain.registry.versions import read_version
+    from ctrain.storage.code import load_attribute
+
+    version = read_version(root, slot.version)
+    if version.served.sha256 != slot.sha256:
+        raise WeightsError(
+            slot.version, f"the registry holds {version.served.sha256[:12]}, asked for {slot.sha256[:12]}"
+        )
+    tensors = _at_low_priority(lambda: _verified_tensors(root, version.id, version.served))
+    view = load_attribute(root, version.code, version.features)
+    if view.hash != version.view_hash:
+        raise WeightsError(
+            slot.version, f"feature view {version.features} is not the one it was trained with"
+        )
+    encoder = Encoder.from_json(version.served.encoder)
+    with torch.device("meta"):
+        module = build_module(
+            version.model, encoder.inputs, load=lambda path: load_attribute(root, version.code, path)
+        )
+    module.load_state_dict(tensors, strict=True, assign=True)
+    module.eval().requires_grad_(False)
+    if any(part.is_meta for part in (*module.parameters(), *module.buffers())):
+        raise WeightsError(slot.version, "the network has state that its weights file does not hold")
+    model = TorchModel(version, slot.sha256, view, encoder, module)
+    for _ in range(3):
+        values = model.predict([example_row(version.columns)])
+    if len(values) != 1 or not all(map(math.isfinite, values)):
+        raise WeightsError(slot.version, "the warm-up gave no finite number")
+    return model
+
+
+def example_row(columns: dict[str, Any]) -> dict[str, Any]:
+    """A row that satisfies the columns' rules, for warm-up and the API's description."""
+    from datetime import datetime
+
+    row: dict[str, Any] = {}
+    for name, column in columns.items():
+        kind = column["kind"]
+        if kind == "category":
+            row[name] = (column.get("allowed") or ["example"])[0]
+        elif kind == "timestamp":
+            row[name] = datetime(2026, 1, 1, 12)
+        elif kind == "flag":
+            row[name] = True
+        else:
+            low, high = column.get("minimum"), column.get("maximum")
+            row[name] = float(low if low is not None else min(high, 1.0) if high is not None else 1.0)
+    return row
+
+
+def _verified_tensors(root: Root, version: str, weights: WeightSet) -> dict[str, Any]:
+    """Read, hash and check the weights in pieces that leave the interpreter to the event loop."""
+    import safetensors.torch
+    import torch
+
+    name = f"{version}/{weights.file}"
+    digest, pieces, size = hashlib.sha256(), [], 0
+    for piece in root.models.chunks(name):
+        digest.update(piece)
+        pieces.append(piece)
+        size += len(piece)
+        if size > weights.size:
+            break
+    if digest.hexdigest() != weights.sha256:
+        raise CorruptArtifactError(root.models.path(name), weights.sha256, digest.hexdigest())
+    tensors: dict[str, Any] = safetensors.torch.load(b"".join(pieces))
+    for key, tensor in tensors.items():
+        # inf and NaN survive a sum; a large finite tensor may overflow it, so look closer then
+        if tensor.is_floating_point() and not (
+            torch.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all())
+        ):
+            raise WeightsError(version, f"tensor {key} holds numbers that are not finite")
+    return tensors
+
+
+def _at_low_priority(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run work that mostly leaves the interpreter lock, in a thread at nice 19.
+
+    A thread of its own, since a process without privileges cannot raise a priority again.
+    """
+    outcome: dict[str, Any] = {}
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        try:
+            outcome.update(work())
+        except FAILURES as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="weights-reader", daemon=True)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome

@@ -1,0 +1,1 @@
+"""Room of telemetry: every metric name and log field once, with its unit."""

@@ -1,0 +1,136 @@
+"""The worker's loop: one tensor, seeded permutations, AdamW under a one-cycle schedule.
+
+Takes a float32 matrix and labels that are already in memory, gives weights. The same inputs, seed and
+worker count give the same bits. Knows nothing of Ray: the caller passes what happens after an epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from ctrain.errors import TrainingError
+from ctrain.spec.training import Training
+
+WARM_UP = 0.3
+"""Share of the steps in which the learning rate rises."""
+
+
+@dataclass
+class Progress:
+    """What must be saved after an epoch so that the next attempt goes on with the same bits."""
+
+    epoch: int
+    """Epochs done."""
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor] = field(default_factory=dict)
+    loss: float = 0.0
+
+
+def fit(
+    module: nn.Module,
+    inputs_BW: torch.Tensor,
+    labels_B: torch.Tensor,
+    training: Training,
+    seed: int,
+    run_id: str,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    start: Progress | None = None,
+    wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+    after_epoch: Callable[[Progress], None] = lambda progress: None,
+) -> Progress:
+    """Train to the last epoch.
+
+    Args:
+        module: Network with its initial weights, the same on every rank.
+        inputs_BW: This rank's rows.
+        labels_B: 0 or 1.
+        training: Epochs, batch size and rates; the batch is divided among ranks.
+        seed: Of the permutations and of dropout.
+        run_id: For errors.
+        rank: Of this worker.
+        world: Number of workers.
+        start: Progress of an earlier attempt.
+        wrap: Makes the module distributed (DDP).
+        after_epoch: Called by every rank with the progress so far.
+
+    Raises:
+        TrainingError: if there is no row, one class only, or the loss is not finite.
+    """
+    if not len(labels_B):
+        raise TrainingError(run_id, "no rows to train on")
+    positives = int(labels_B.sum())
+    if positives in (0, len(labels_B)):
+        raise TrainingError(run_id, f"all {len(labels_B)} rows have one label; two classes are needed")
+    batch = max(1, min(training.batch_size // world, len(labels_B)))
+    steps = max(1, len(labels_B) // batch)
+    total = steps * training.epochs
+    if start is not None:
+        module.load_state_dict(start.weights)
+    model = wrap(module)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
+    if start is not None:
+        restore_optimizer(optimizer, parameters, start.optimizer)
+    progress = start or Progress(0, {})
+    model.train()
+    for epoch in range(progress.epoch, training.epochs):
+        torch.manual_seed((seed * 1_000_003 + epoch) * 1009 + rank)
+        order = torch.randperm(len(labels_B))
+        loss_sum = torch.zeros((), device=inputs_BW.device)
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = one_cycle((epoch * steps + step) / total, training.learning_rate)
+            rows = order[step * batch : (step + 1) * batch].to(inputs_BW.device)
+            optimizer.zero_grad(set_to_none=True)
+            loss = nn.functional.binary_cross_entropy_with_logits(model(inputs_BW[rows]), labels_B[rows])
+            loss.backward()
+            optimizer.step()
+            loss_sum += loss.detach()
+        mean = float(loss_sum) / steps
+        if not math.isfinite(mean):
+            raise TrainingError(run_id, f"the loss is {mean} after epoch {epoch + 1}; lower learning_rate")
+        weights = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+        progress = Progress(epoch + 1, weights, optimizer_state(optimizer, parameters), mean)
+        after_epoch(progress)
+    return progress
+
+
+def one_cycle(at: float, peak: float) -> float:
+    """Learning rate at a share of the run: cosine up to the peak, cosine down to nothing.
+
+    Source: Smith and Topin, Super-convergence (2018).
+    """
+    if at < WARM_UP:
+        return peak * (0.04 + 0.96 * (1 - math.cos(math.pi * at / WARM_UP)) / 2)
+    return peak * (1e-4 + (1 - 1e-4) * (1 + math.cos(math.pi * (at - WARM_UP) / (1 - WARM_UP))) / 2)
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]
+) -> dict[str, torch.Tensor]:
+    """AdamW's state as named tensors, which safetensors can hold."""
+    state = {}
+    for index, parameter in enumerate(parameters):
+        for name, value in optimizer.state.get(parameter, {}).items():
+            state[f"{index}.{name}"] = value.detach().cpu().clone()
+    return state
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    parameters: list[nn.Parameter],
+    state: dict[str, torch.Tensor],
+) -> None:
+    """Put `optimizer_state` back."""
+    for key, value in state.items():
+        index, name = key.split(".", 1)
+        parameter = parameters[int(index)]
+        target = value.clone() if name == "step" else value.to(parameter.device, copy=True)
+        optimizer.state[parameter][name] = target
