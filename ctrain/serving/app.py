@@ -32,6 +32,11 @@ class PredictorDeployment(Predictor):
         """Answer one HTTP request."""
         return await super().__call__(request)
 
+    def __del__(self) -> None:
+        """Called by Serve when the replica stops: the log is flushed."""
+        if hasattr(self, "_puller"):
+            self.close()
+
 
 def build(args: dict[str, Any]) -> Application:
     """Build the application.

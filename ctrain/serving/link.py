@@ -82,7 +82,13 @@ class Puller:
                 self.connected, pause = True, self._period
                 if document is not None:
                     self._take(document)
-            except ControllerAwayError:
+            except (
+                CtrainError,
+                LookupError,
+                RuntimeError,
+                TypeError,
+                ValueError,
+            ):  # the line must outlive them
                 self.connected, pause = False, min(pause * 1.5, self._longest)
             if self._stop.wait(pause):
                 return

@@ -137,9 +137,6 @@ class Predictor:
         self.weights.close()
         self.log.close()
 
-    async def __del__(self) -> None:
-        self.close()
-
     def _start_from_storage(self) -> None:
         try:
             document = self.root.read_live(self.pipeline)

@@ -104,7 +104,7 @@ class Weights:
     def resident(self) -> dict[str, str]:
         """sha256 of the weights in memory, by version id."""
         with self._lock:
-            return dict(self._models)
+            return dict(tuple(self._models))
 
     @property
     def refused(self) -> dict[str, str]:

@@ -110,9 +110,7 @@ def test_labels_come_late_twice_and_corrected(tmp_path):
     assert store.put([(one, 0.0)], now=1012.0) == ["corrected"]
     assert store.put([(one, 1.0)], now=1200.0) == ["late"]
     rows = read_labels(tmp_path).to_pylist()
-    assert rows == [
-        {"prediction_id": one, "value": 0.0, "first_at": 1010.0, "at": 1012.0, "corrections": 1}
-    ]
+    assert rows == [{"prediction_id": one, "value": 0.0, "first_at": 1010.0, "at": 1012.0, "corrections": 1}]
 
 
 def test_no_labels_are_an_empty_table(tmp_path):

@@ -1,0 +1,189 @@
+"""Readings for people: the status of a pipeline, and the history of a version in words. Pure."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from ctrain.controller.journal import Event, Journal
+from ctrain.controller.state import State, VersionFact
+from ctrain.records import Json, LiveDocument, Observed, to_json
+
+
+def status_of(
+    state: State, document: LiveDocument, observed: Observed, now: float, error: str = ""
+) -> Json:
+    """What `ctrain status --json` prints.
+
+    Args:
+        state: Fold of the journal.
+        document: The live document.
+        observed: What the replicas say.
+        now: Seconds since 1970.
+        error: Why the controller's last step failed; empty if it did not.
+    """
+    refused = [fact for fact in state.partitions.values() if fact.refused]
+    report = state.window
+    return {
+        "pipeline": document.pipeline,
+        "owner": state.spec.get("owner", ""),
+        "epoch": document.epoch,
+        "generation": document.generation,
+        "converged": state.converged,
+        "stopped": state.stopped,
+        "paused": state.paused,
+        "champion": _version(state.versions.get(state.champion), state.promoted_at, now),
+        "previous": _version(state.versions.get(state.previous), 0.0, now),
+        "challenger": _challenger(state, now),
+        "split": document.split,
+        "rollout": _rollout(state),
+        "requests": {
+            "answered": sum(item.answered for item in observed.reports),
+            "failed": sum(item.failed for item in observed.reports),
+        },
+        "replicas": [
+            {
+                "replica": item.replica,
+                "generation": item.generation,
+                "serves": item.serves(document),
+                "refused": item.refused,
+            }
+            for item in observed.reports
+        ],
+        "data": {
+            "partitions": len(state.committed),
+            "last": state.committed[-1] if state.committed else "",
+            "refused": len(refused),
+            "quarantined_rows": sum(fact.refused_rows for fact in state.partitions.values()),
+            "problems": state.problems,
+            "dataset_version": state.dataset_version,
+        },
+        "drift": {
+            "state": _drift(state),
+            "features": [item.feature for item in report.drift if item.drifted] if report else [],
+        },
+        "window": to_json(report) if report is not None else None,
+        "run": state.run.request.run_id if state.run is not None else "",
+        "runs": state.runs,
+        "versions": [
+            {"version": fact.id, "label": fact.label, "verdict": fact.verdict, "end": fact.end}
+            for fact in sorted(state.versions.values(), key=lambda fact: fact.at)
+        ],
+        "next": _next(state),
+        "alerts": [{"at": at, "alert": kind, "text": text} for at, kind, text in state.alerts],
+        "events": state.seq,
+        "error": error,
+    }
+
+
+def why(journal: Journal, state: State, version: str, limit: int) -> list[Json]:
+    """Events in words, newest last; with a version (id or label), its own history only."""
+    fact = next((f for f in state.versions.values() if version in (f.id, f.label)), None)
+    lines: list[Json] = []
+    for event in journal.read():
+        if version and (fact is None or not _concerns(event, fact)):
+            continue
+        when = datetime.fromtimestamp(event.at, UTC).isoformat(timespec="seconds")
+        data = {key: value for key, value in event.data.items() if key not in ("spec", "evidence")}
+        lines.append(
+            {"seq": event.seq, "at": when, "kind": event.kind, "text": in_words(event), "data": data}
+        )
+    return lines[-limit:]
+
+
+def in_words(event: Event) -> str:
+    """One line for people."""
+    data = event.data
+    match event.kind:
+        case "partition_committed" | "partition_refused":
+            item = data["partition"]
+            report = item["report"]
+            refused = sum(report["reasons"].values())
+            end = f"refused: {item['refused']}" if item["refused"] else f"dataset version {item['dataset_version']}"
+            return f"{item['name']}: {report['accepted']:,} rows, {refused} quarantined; {end}"
+        case "retrain_wanted":
+            return f"{data['trigger']}: {data['reason']}"
+        case "run_started":
+            request = data["request"]
+            return (
+                f"{request['run_id']}: {len(request['partitions'])} partitions to {request['partitions'][-1]}, "
+                f"{len(request['blocks'])} judged, seed {request['seed']} ({data['trigger']}: {data['reason']})"
+            )
+        case "run_finished":
+            return f"{data['label']} ({data['version']}) from {data['rows']:,} rows in {data['seconds']:.0f} s"
+        case "gate_decided":
+            decision = data["decision"]
+            return f"{decision['verdict'].replace('_', ' ')}: {decision['reason']}"
+        case "rollout_step":
+            return f"{data['phase']} step {data['step'] + 1}"
+        case "analysed":
+            analysis = data["analysis"]
+            return f"{analysis['phase']} {analysis['split']:.0%} {analysis['verdict']}: {analysis['reason']}"
+        case "alert":
+            return f"{data['alert']}: {data['text']}"
+        case _:
+            words = [f"{key} {data[key]}" for key in ("generation", "by", "reason", "error", "why") if data.get(key)]
+            return ", ".join(words)
+
+
+def _concerns(event: Event, fact: VersionFact) -> bool:
+    data = event.data
+    if data.get("version") == fact.id or data.get("run_id") == fact.run_id:
+        return True
+    if data.get("request", {}).get("run_id") == fact.run_id:
+        return True
+    if data.get("decision", {}).get("version") == fact.id:
+        return True
+    rollout = data.get("rollout") or data.get("analysis", {}).get("rollout", "")
+    return str(rollout).endswith(fact.id)
+
+
+def _version(fact: VersionFact | None, since: float, now: float) -> Json | None:
+    if fact is None:
+        return None
+    return {
+        "label": fact.label,
+        "version": fact.id,
+        "age_s": max(0.0, now - (since or fact.at)),
+        "trained_to": fact.trained_to,
+        "rows": fact.rows,
+    }
+
+
+def _challenger(state: State, now: float) -> Json | None:
+    rollout = state.rollout
+    return _version(state.versions.get(rollout.version), rollout.started, now) if rollout else None
+
+
+def _rollout(state: State) -> Json | None:
+    rollout = state.rollout
+    if rollout is None:
+        return None
+    steps = state.pipeline_spec().rollout.steps
+    return {
+        "id": rollout.id,
+        "label": state.label(rollout.version),
+        "phase": rollout.phase,
+        "step": rollout.step + 1 if rollout.phase == "canary" else 0,
+        "steps": len(steps),
+        "verdict": rollout.verdict or "continue",
+        "metrics": [
+            {"metric": metric, "verdict": verdict, "text": text} for metric, verdict, text in rollout.text
+        ],
+    }
+
+
+def _drift(state: State) -> str:
+    if state.window is None or state.window.state == "not_enough_rows":
+        return "not enough rows"
+    return "warning" if any(item.drifted for item in state.window.drift) else "steady"
+
+
+def _next(state: State) -> str:
+    if state.stopped:
+        return "stopped"
+    if state.busy:
+        return state.busy
+    if state.wanted is not None:
+        return f"retrain ({state.wanted.reason})" + (f": waits, {state.waiting}" if state.waiting else "")
+    kinds = ", ".join(trigger["type"] for trigger in state.spec.get("triggers", ()))
+    return f"retrain at the next {kinds}, or now: ctrain retrain" if kinds else "retrain by operator only"

@@ -1,0 +1,122 @@
+"""Windows of live traffic: join predictions with labels, score them, test the inputs for drift.
+
+`summarise` is the room's door and runs in a Ray task; `judge_window` is its pure part. A label counts
+once its prediction is mature by event time's rule of the pipeline (`matures_after` after the answer).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ctrain.evaluation import binary_metrics
+from ctrain.monitoring.drift import tabular_drift
+from ctrain.records import WindowReport, WindowRequest
+from ctrain.spec import PipelineSpec, parse_spec
+from ctrain.storage import Root, open_root
+
+REFERENCE_PARTITIONS = 7
+"""Newest partitions of the champion's training data that the reference is drawn from."""
+
+
+def summarise(request: WindowRequest) -> WindowReport:
+    """Summarise one window; runs inside a Ray task that has the user's code."""
+    from ctrain.serving.labels import read_labels
+    from ctrain.serving.prediction_log import read_log
+
+    spec = parse_spec(request.spec)
+    root = Root(Path(request.root), open_root(request.root).store)
+    folder = root.pipeline(request.pipeline).log
+    # Labels come late: metrics are of every mature answer of the horizon, rows and drift of the window.
+    begin = max(0.0, request.end - spec.label.horizon)
+    answers = read_log(folder, begin, request.end)
+    labels = read_labels(folder)
+    window = answers.filter(pc.greater_equal(answers.column("time"), request.start))
+    reference: dict[str, Any] = {}
+    if spec.monitoring.drift.detector != "none" and window.num_rows >= spec.monitoring.minimum_rows:
+        reference = _reference(request, root, spec)
+    return judge_window(request, spec, answers, labels, reference)
+
+
+def judge_window(
+    request: WindowRequest,
+    spec: PipelineSpec,
+    answers: pa.Table,
+    labels: pa.Table,
+    reference: dict[str, Any],
+) -> WindowReport:
+    """Judge one window.
+
+    Args:
+        request: Its bounds.
+        spec: Threshold, minimum of rows, drift's settings.
+        answers: Prediction log of the label horizon up to the window's end.
+        labels: Label log: prediction_id, value.
+        reference: Raw columns as arrays (`features.view`); empty leaves drift out.
+    """
+    window = answers.filter(pc.greater_equal(answers.column("time"), request.start))
+    report = WindowReport(request.start, request.end, window.num_rows, 0, {})
+    mature = answers.filter(pc.less_equal(answers.column("time"), request.end - spec.label.matures_after))
+    known = labels.select(["prediction_id", "value"]).rename_columns(["prediction_id", "truth"])
+    joined = mature.join(known, "prediction_id", join_type="inner")
+    matched = set(answers.column("prediction_id").to_pylist()) if known.num_rows else set()
+    loose = sum(1 for name in known.column("prediction_id").to_pylist() if name not in matched)
+    champion = joined.filter(pc.equal(joined.column("version"), request.champion))
+    metrics = binary_metrics(
+        champion.column("truth").to_numpy(), champion.column("value").to_numpy(), spec.evaluation.threshold
+    )
+    latencies = window.column("latency").to_numpy()
+    latency = {}
+    if len(latencies):
+        found = np.quantile(latencies, [0.5, 0.9, 0.99])
+        latency = dict(zip(("p50", "p90", "p99"), map(float, found), strict=True))
+    drift = ()
+    enough = window.num_rows >= spec.monitoring.minimum_rows
+    if reference and enough:
+        rows = [json.loads(text) for text in window.column("features").to_pylist()]
+        drift = tabular_drift(reference, columns_of(rows, reference), spec.monitoring.drift)
+    return WindowReport(
+        start=report.start,
+        end=report.end,
+        rows=window.num_rows,
+        labelled=champion.num_rows,
+        metrics=metrics,
+        latency=latency,
+        drift=drift,
+        state="judged" if enough else "not_enough_rows",
+        pending_labels=answers.num_rows - joined.num_rows,
+        orphan_labels=loose,
+    )
+
+
+def columns_of(rows: list[dict[str, Any]], like: dict[str, Any]) -> dict[str, Any]:
+    """Columns of logged rows, in the kinds of the reference: text, or float64 with NaN."""
+    columns: dict[str, Any] = {}
+    for name, values in like.items():
+        found = [row.get(name) for row in rows]
+        if values.dtype.kind == "U":
+            columns[name] = np.array(["" if value is None else str(value) for value in found])
+        else:
+            columns[name] = np.array([np.nan if value is None else float(value) for value in found])
+    return columns
+
+
+def _reference(request: WindowRequest, root: Root, spec: PipelineSpec) -> dict[str, Any]:
+    from ctrain.data.read import Dataset
+    from ctrain.features import arrays_from_table, columns_from_json
+    from ctrain.registry import read_version
+
+    version = read_version(root, request.champion)
+    columns = columns_from_json(version.columns)
+    watched = {name: column for name, column in columns.items() if column.kind != "timestamp"}
+    dataset = Dataset(root, request.pipeline, version.dataset_version)
+    parts = [
+        arrays_from_table(watched, dataset.table(name, list(watched)))
+        for name in version.partitions[-REFERENCE_PARTITIONS:]
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in watched}
