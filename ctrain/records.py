@@ -26,12 +26,14 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 def to_json(record: Any) -> Any:
     """Turn a record (or a container of records) into plain JSON values."""
-    return _adapter(type(record)).dump_python(record, mode="json")
+    kind: Any = type(record)
+    return _adapter(kind).dump_python(record, mode="json")
 
 
 def from_json(kind: type[R], data: Any) -> R:
     """Rebuild a record of type `kind`; unknown and missing fields raise pydantic's ValidationError."""
-    result: R = _adapter(kind).validate_python(data)
+    wanted: Any = kind
+    result: R = _adapter(wanted).validate_python(data)
     return result
 
 

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ctrain.controller.status import status_of
 
 import ctrain
 from ctrain.controller.clock import SteadyClock
 from ctrain.controller.controller import Controller, recover
 from ctrain.controller.journal import Journal
 from ctrain.controller.rooms import Rooms
+from ctrain.controller.status import status_of
 from ctrain.errors import CtrainError, FencedError, KeyReusedError, StorageError
 from ctrain.records import Json, LiveDocument, ReplicaReport, from_json, to_json
 from ctrain.spec import PipelineSpec, parse_spec
@@ -85,11 +85,10 @@ class Host:
 
 def ray_rooms(spec: PipelineSpec, root: Root, serving: Any) -> Rooms:
     """The real rooms of a pipeline, on Ray."""
-    from ctrain.monitoring.windows import summarise
-
     from ctrain.controller.tasks import TaskRoom
     from ctrain.data import FileSource, ingest
     from ctrain.evaluation.score import evaluate
+    from ctrain.monitoring.windows import summarise
     from ctrain.registry import Registry
     from ctrain.storage.code import code_uri
     from ctrain.training import RayTraining

@@ -206,11 +206,11 @@ class Controller:
         if document.order != self._applied or (lagging and now - self._applied_at >= APPLY_AGAIN):
             serving.apply(document)
             self._applied, self._applied_at = document.order, now
-        if not lagging and state.rollout is None and state.champion and state.settled < state.generation:
-            if self._settling < state.generation:
-                self._settling = state.generation
-                serving.settle(document)
-                self._commit(self._decide(Settled(state.generation)))
+        calm = not lagging and state.rollout is None and bool(state.champion)
+        if calm and max(state.settled, self._settling) < state.generation:
+            self._settling = state.generation
+            serving.settle(document)
+            self._commit(self._decide(Settled(state.generation)))
 
     def _execute(self, command: Command) -> None:
         if command.key in self._started:

@@ -536,9 +536,11 @@ def _converge(state: State, observed: Observed) -> Iterable[Entry]:
     newest = {report.replica: report for report in observed.reports}
     heard = [newest.get(replica) for replica in observed.expected]
     # Epochs rise at a take-over without changing what is served, so the generation decides.
-    if all(report is not None and report.serves(replace(document, epoch=0)) for report in heard):
-        if all(report is not None and report.generation >= state.generation for report in heard):
-            yield Entry("converged", {"generation": state.generation, "replicas": len(heard)})
+    wanted = replace(document, epoch=0)
+    if all(
+        item is not None and item.serves(wanted) and item.generation >= state.generation for item in heard
+    ):
+        yield Entry("converged", {"generation": state.generation, "replicas": len(heard)})
 
 
 def _begin_run(state: State, spec: PipelineSpec, now: float) -> Iterable[Entry]:

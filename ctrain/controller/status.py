@@ -9,9 +9,7 @@ from ctrain.controller.state import State, VersionFact
 from ctrain.records import Json, LiveDocument, Observed, to_json
 
 
-def status_of(
-    state: State, document: LiveDocument, observed: Observed, now: float, error: str = ""
-) -> Json:
+def status_of(state: State, document: LiveDocument, observed: Observed, now: float, error: str = "") -> Json:
     """What `ctrain status --json` prints.
 
     Args:
@@ -98,18 +96,23 @@ def in_words(event: Event) -> str:
             item = data["partition"]
             report = item["report"]
             refused = sum(report["reasons"].values())
-            end = f"refused: {item['refused']}" if item["refused"] else f"dataset version {item['dataset_version']}"
+            end = f"dataset version {item['dataset_version']}"
+            if item["refused"]:
+                end = f"refused: {item['refused']}"
             return f"{item['name']}: {report['accepted']:,} rows, {refused} quarantined; {end}"
         case "retrain_wanted":
             return f"{data['trigger']}: {data['reason']}"
         case "run_started":
             request = data["request"]
+            names, why_run = request["partitions"], f"{data['trigger']}: {data['reason']}"
             return (
-                f"{request['run_id']}: {len(request['partitions'])} partitions to {request['partitions'][-1]}, "
-                f"{len(request['blocks'])} judged, seed {request['seed']} ({data['trigger']}: {data['reason']})"
+                f"{request['run_id']}: {len(names)} partitions to {names[-1]}, "
+                f"{len(request['blocks'])} judged, seed {request['seed']} ({why_run})"
             )
         case "run_finished":
-            return f"{data['label']} ({data['version']}) from {data['rows']:,} rows in {data['seconds']:.0f} s"
+            return (
+                f"{data['label']} ({data['version']}) from {data['rows']:,} rows in {data['seconds']:.0f} s"
+            )
         case "gate_decided":
             decision = data["decision"]
             return f"{decision['verdict'].replace('_', ' ')}: {decision['reason']}"
@@ -121,7 +124,11 @@ def in_words(event: Event) -> str:
         case "alert":
             return f"{data['alert']}: {data['text']}"
         case _:
-            words = [f"{key} {data[key]}" for key in ("generation", "by", "reason", "error", "why") if data.get(key)]
+            words = [
+                f"{key} {data[key]}"
+                for key in ("generation", "by", "reason", "error", "why")
+                if data.get(key)
+            ]
             return ", ".join(words)
 
 

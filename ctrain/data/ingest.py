@@ -158,7 +158,7 @@ def _add(table: Path, partition: Partition, files: list[Json], schema: Any, text
     """
     from deltalake import CommitProperties, DeltaTable, Transaction
     from deltalake.exceptions import TableNotFoundError
-    from deltalake.transaction import AddAction
+    from deltalake.transaction import AddAction, RemoveAction
 
     from ctrain.data.contract import TYPES
 
@@ -180,7 +180,7 @@ def _add(table: Path, partition: Partition, files: list[Json], schema: Any, text
     application = f"partition-{partition.name}-{partition.sha256[:16]}"
     if delta.transaction_version(application) is not None:
         return _version_of(delta, application)
-    actions = [
+    actions: list[AddAction | RemoveAction] = [
         AddAction(
             path=item["name"],
             size=item["size"],

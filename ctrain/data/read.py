@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ctrain.data.ingest import ROWS_TABLE
 from ctrain.errors import PartitionError
 from ctrain.features import Arrays, FeatureView, PartitionStatistics, arrays_from_table
-from ctrain.records import canonical
+from ctrain.records import canonical, sha256_of
 from ctrain.storage import Root, write_atomically
 
 
@@ -56,7 +56,7 @@ class Dataset:
 
     def features(self, partition: str, view: FeatureView, label: str, event_time: str) -> Features:
         """Features of a partition, from the cache where they are already there."""
-        path = self._cache(partition, view).with_suffix(".arrow")
+        path = self._cache(partition, view, label, event_time).with_suffix(".arrow")
         if not path.exists():
             self._compute(partition, view, label, event_time)
         with pa.memory_map(str(path)) as source:
@@ -74,7 +74,7 @@ class Dataset:
         self, partition: str, view: FeatureView, label: str, event_time: str
     ) -> PartitionStatistics:
         """Statistics of a partition's features, computed with them."""
-        path = self._cache(partition, view).with_suffix(".json")
+        path = self._cache(partition, view, label, event_time).with_suffix(".json")
         if not path.exists():
             self._compute(partition, view, label, event_time)
         return PartitionStatistics.from_json(json.loads(path.read_text(encoding="utf-8")))
@@ -90,11 +90,13 @@ class Dataset:
         cached = pa.table(fields)
         with pa.ipc.new_file(sink, cached.schema) as writer:
             writer.write_table(cached)
-        cache = self._cache(partition, view)
+        cache = self._cache(partition, view, label, event_time)
         statistics = PartitionStatistics.of(arrays)
         write_atomically(cache.with_suffix(".json"), canonical(statistics.to_json()).encode())
         write_atomically(cache.with_suffix(".arrow"), sink.getvalue().to_pybytes())
 
-    def _cache(self, partition: str, view: FeatureView) -> Path:
-        content = "-".join(Path(file).stem for file in self.files(partition))
-        return self._folder / "features" / view.hash[:16] / f"{partition}_{content[:120]}"
+    def _cache(self, partition: str, view: FeatureView, label: str, event_time: str) -> Path:
+        """Keyed by everything that the cached file depends on: rows, view, label, event time."""
+        files = [Path(file).name for file in self.files(partition)]
+        content = sha256_of([view.hash, files, label, event_time])
+        return self._folder / "features" / view.hash[:16] / f"{partition}_{content[:24]}"

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ctrain.data.read import Dataset
+from ctrain.errors import DataError
 from ctrain.evaluation.gate import decide_gate
 from ctrain.evaluation.metrics import binary_metrics
 from ctrain.models.loading import load_network
@@ -20,8 +21,11 @@ from ctrain.storage.root import Root
 def evaluate(request: EvaluationRequest) -> GateDecision:
     """Score the candidate's and the champion's judged weights on the candidate's blocks; decide the gate.
 
-    Both are out of sample there: the candidate left its blocks out, and the champion, which is older,
-    left out its own newest ones.
+    Both must be out of sample there: the candidate left its blocks out, and the champion, which is
+    older, left out its own newest ones.
+
+    Raises:
+        DataError: if the champion's judged weights have trained on one of the blocks.
     """
     spec = parse_spec(request.spec)
     root = Root(Path(request.root), open_root(request.root).store)
@@ -30,6 +34,10 @@ def evaluate(request: EvaluationRequest) -> GateDecision:
     champion_score = None
     if request.champion:
         champion = read_version(root, request.champion)
+        seen = set(candidate.blocks) & (set(champion.partitions) - set(champion.blocks))
+        if seen:
+            problem = f"champion {champion.id} has trained on judged blocks {', '.join(sorted(seen))}"
+            raise DataError(f"{problem}; a comparison there would favour it. Judge fewer blocks.")
         champion_score = score_version(root, champion, candidate, spec.source.event_time)
     return decide_gate(spec.evaluation, score, champion_score)
 

@@ -5,6 +5,8 @@ Shapes: B rows, C categories, N numbers, K bins of a number, D width of an embed
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -21,7 +23,7 @@ class PiecewiseLinear(nn.Module):
     """
 
     low: torch.Tensor
-    width: torch.Tensor
+    inverse: torch.Tensor
 
     def __init__(self, edges: tuple[tuple[float, ...], ...]) -> None:
         super().__init__()
@@ -43,8 +45,6 @@ class PiecewiseLinear(nn.Module):
         filled_BNK = ((numbers_BN.unsqueeze(-1) - self.low) * self.inverse).clamp(0.0, 1.0)
         encoded = torch.einsum("bnk,nkd->bnd", filled_BNK, self.weight) + self.bias
         return torch.relu(encoded).flatten(1)
-
-    inverse: torch.Tensor
 
 
 class TabularNet(nn.Module):
@@ -92,4 +92,4 @@ class TabularNet(nn.Module):
 
 def embedding_width(size: int) -> int:
     """Width of an embedding of `size` indexes: about 1.6 times the root, 16 at most."""
-    return min(16, max(2, round(1.6 * size**0.5)))
+    return min(16, max(2, round(1.6 * math.sqrt(size))))

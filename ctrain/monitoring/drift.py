@@ -44,7 +44,8 @@ def tabular_drift(
 def _sample(values: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
     if len(values) <= size:
         return values
-    return values[np.random.default_rng(0).choice(len(values), size, replace=False)]
+    chosen: npt.NDArray[Any] = values[np.random.default_rng(0).choice(len(values), size, replace=False)]
+    return chosen
 
 
 def _test(reference: npt.NDArray[Any], window: npt.NDArray[Any]) -> tuple[float, float]:
@@ -92,7 +93,8 @@ def _categories(here: npt.NDArray[Any], there: npt.NDArray[Any]) -> tuple[float,
 
 
 def _missing(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    return values == "" if values.dtype.kind == "U" else np.isnan(values)
+    absent: npt.NDArray[np.bool_] = values == "" if values.dtype.kind == "U" else np.isnan(values)
+    return absent
 
 
 def _two_shares(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> float:

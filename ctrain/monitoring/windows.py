@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from ctrain.evaluation import binary_metrics
 from ctrain.monitoring.drift import tabular_drift
-from ctrain.records import WindowReport, WindowRequest
+from ctrain.records import FeatureDrift, WindowReport, WindowRequest
 from ctrain.spec import PipelineSpec, parse_spec
 from ctrain.storage import Root, open_root
 
@@ -75,7 +75,7 @@ def judge_window(
     if len(latencies):
         found = np.quantile(latencies, [0.5, 0.9, 0.99])
         latency = dict(zip(("p50", "p90", "p99"), map(float, found), strict=True))
-    drift = ()
+    drift: tuple[FeatureDrift, ...] = ()
     enough = window.num_rows >= spec.monitoring.minimum_rows
     if reference and enough:
         rows = [json.loads(text) for text in window.column("features").to_pylist()]

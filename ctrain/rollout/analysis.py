@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ctrain.records import Analysis, ArmCounts, MetricAnalysis, PairCounts, StepVerdict
 from ctrain.spec.rollout import Canary
@@ -42,7 +43,7 @@ class SplitCounts:
     champion: int
 
 
-def log_mean_exp(logs: np.ndarray) -> float:
+def log_mean_exp(logs: npt.NDArray[np.float64]) -> float:
     """Logarithm of the mean of e-values given by their logarithms."""
     top = float(np.max(logs))
     return top + math.log(float(np.mean(np.exp(logs - top))))

@@ -45,4 +45,6 @@ def build(args: dict[str, Any]) -> Application:
         args: `pipeline`, `root` (absolute), `store` (may be empty), and any field of `Limits`.
     """
     limits = {name: value for name, value in args.items() if name not in ("pipeline", "root", "store")}
-    return PredictorDeployment.bind(args["pipeline"], args["root"], args.get("store", ""), limits)
+    deployment: Any = PredictorDeployment
+    application: Application = deployment.bind(args["pipeline"], args["root"], args.get("store", ""), limits)
+    return application

@@ -193,7 +193,7 @@ class RayServing:
         from ray.serve.schema import ServeDeploySchema
 
         try:
-            _client().deploy_apps(ServeDeploySchema(applications=list(apps.values())))
+            _client().deploy_apps(ServeDeploySchema.model_validate({"applications": list(apps.values())}))
         except (RayError, ValidationError, ValueError) as error:
             raise DeployError(self._pipeline, f"Serve refused it: {error}") from error
 

@@ -93,6 +93,14 @@ def _column_type(column: Mapping[str, Any]) -> Any:
     return result | None if column.get("nullable") else result
 
 
+def _typed_dict(name: str, fields: dict[str, Any]) -> Any:
+    """A strict TypedDict that is made at run time."""
+    make: Any = TypedDict
+    result = make(name, fields)
+    result.__pydantic_config__ = _STRICT
+    return result
+
+
 class RequestSchema:
     """Body of `/predict`, for one set of columns.
 
@@ -109,17 +117,15 @@ class RequestSchema:
             fields[name] = NotRequired[kind] if column.get("nullable") else kind
         for name, column in (also or {}).items():
             fields.setdefault(name, NotRequired[_column_type(column)])
-        row: Any = TypedDict("Features", fields)  # type: ignore[operator]
-        row.__pydantic_config__ = _STRICT
-        envelope: Any = TypedDict(
+        row = _typed_dict("Features", fields)
+        envelope = _typed_dict(
             "Predict",
             {
                 "key": NotRequired[Annotated[str, Field(max_length=1024)] | None],
                 "features": NotRequired[row],
-                "rows": NotRequired[Annotated[list[row], Field(min_length=1, max_length=MOST_ROWS)]],
+                "rows": NotRequired[Annotated[list[row], Field(min_length=1, max_length=MOST_ROWS)]],  # type: ignore[valid-type]
             },
-        )  # type: ignore[operator]
-        envelope.__pydantic_config__ = _STRICT
+        )
         self._adapter: TypeAdapter[Any] = TypeAdapter(envelope)
 
     def read(self, body: bytes) -> PredictRequest:

@@ -61,13 +61,10 @@ def fit(
         after_epoch: Called by every rank with the progress so far.
 
     Raises:
-        TrainingError: if there is no row, one class only, or the loss is not finite.
+        TrainingError: if there is no row, or the loss is not finite.
     """
     if not len(labels_B):
         raise TrainingError(run_id, "no rows to train on")
-    positives = int(labels_B.sum())
-    if positives in (0, len(labels_B)):
-        raise TrainingError(run_id, f"all {len(labels_B)} rows have one label; two classes are needed")
     batch = max(1, min(training.batch_size // world, len(labels_B)))
     steps = max(1, len(labels_B) // batch)
     total = steps * training.epochs
@@ -81,7 +78,7 @@ def fit(
     progress = start or Progress(0, {})
     model.train()
     for epoch in range(progress.epoch, training.epochs):
-        torch.manual_seed((seed * 1_000_003 + epoch) * 1009 + rank)
+        torch.manual_seed(((seed * 1_000_003 + epoch) * 1009 + rank) % 2**63)
         order = torch.randperm(len(labels_B))
         loss_sum = torch.zeros((), device=inputs_BW.device)
         for step in range(steps):
@@ -90,7 +87,7 @@ def fit(
             rows = order[step * batch : (step + 1) * batch].to(inputs_BW.device)
             optimizer.zero_grad(set_to_none=True)
             loss = nn.functional.binary_cross_entropy_with_logits(model(inputs_BW[rows]), labels_B[rows])
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             loss_sum += loss.detach()
         mean = float(loss_sum) / steps

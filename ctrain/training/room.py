@@ -51,10 +51,9 @@ class RayTraining:
         alive = self._alive(run_id)
         if (folder / "result.json").exists():
             result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-            state = "failed" if result["error"] else "finished"
             return RunStatus(
                 run_id,
-                state,
+                "failed" if result["error"] else "finished",
                 version=result["version"],
                 rows=result["rows"],
                 seconds=result["seconds"],

@@ -162,6 +162,10 @@ class _Window:
             matrices.append(encoder.encode(found.arrays))
             labels.append(found.label)
         rows = sum(len(part) for part in labels)
+        positives = sum(int(part.sum()) for part in labels)
+        if positives in (0, rows):
+            problem = f"all {rows} rows of the window have one label; two classes are needed"
+            raise TrainingError(self._request.run_id, problem)
         equal = rows - rows % world  # every rank takes the same number of steps
         inputs = torch.from_numpy(np.concatenate(matrices)[:equal][rank::world].copy())
         return inputs, torch.from_numpy(np.concatenate(labels)[:equal][rank::world].copy())

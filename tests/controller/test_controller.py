@@ -95,7 +95,7 @@ def test_a_challenger_that_fails_in_the_canary_is_withdrawn(bench: Bench) -> Non
         replica.errors.add("m-p-00002-1")
     bench.world.land(3)
     bench.until(lambda: "aborted" in bench.kinds())
-    aborted = [e for e in bench.controller._journal.read() if e.kind == "aborted"][0]
+    aborted = next(e for e in bench.controller._journal.read() if e.kind == "aborted")
     assert "errors" in aborted.data["reason"]
     assert bench.controller.document.split == 0.0
     assert bench.controller.state.champion == first

@@ -91,7 +91,10 @@ def test_app_serves_swaps_refuses_and_survives_bad_input(ray_session, tmp_path):
     code = store_code(root, tmp_path / "code", [])
     one, two, bad = (register(root, code, seed) for seed in (1, 2, 3))
     port = os.environ.get("CTRAIN_HTTP_PORT", "8000")
-    options = {"runtime_env": {"env_vars": {"CTRAIN_HTTP_PORT": port}}, "num_cpus": 0}
+    options = {
+        "runtime_env": {"env_vars": {"CTRAIN_HTTP_PORT": port, "PYTHONPATH": str(Path(__file__).parent)}},
+        "num_cpus": 0,
+    }
     steerer = ray.remote(Steerer).options(**options).remote(str(root.path), "nobody")
 
     def steer(verb, generation, **changes):

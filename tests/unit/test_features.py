@@ -89,7 +89,8 @@ def test_merged_statistics_are_those_of_the_whole(values: list[float], cut: int)
     names = np.array([str(int(v) % 7) if np.isfinite(v) else "" for v in array])
     whole = PartitionStatistics.of({"x": array, "c": names})
     cut = min(cut, len(values))
-    parts = [PartitionStatistics.of({"x": a, "c": c}) for a, c in ((array[:cut], names[:cut]), (array[cut:], names[cut:])) if len(a)]  # fmt: skip
+    halves = [(array[:cut], names[:cut]), (array[cut:], names[cut:])]
+    parts = [PartitionStatistics.of({"x": x, "c": c}) for x, c in halves if len(x)]
     merged = PartitionStatistics.merge(parts)
     assert merged.categories == whole.categories
     one, other = merged.numbers["x"], whole.numbers["x"]

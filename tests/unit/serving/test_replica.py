@@ -15,9 +15,9 @@ from ctrain.storage import Root
 
 class FakeModel:
     threshold = 0.5
-    columns = {"a": {"kind": "number"}}
 
     def __init__(self, slot):
+        self.columns = {"a": {"kind": "number"}}
         self.version, self.sha256 = slot.version, slot.sha256
 
     def predict(self, rows):
