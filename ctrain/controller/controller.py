@@ -126,9 +126,8 @@ class Controller:
         Raises:
             FencedError: if another controller has taken over; this one must not be stepped again.
         """
-        if not self.state.spec:
-            return
-        if self.state.stopped:
+        self._journal.check(self.epoch)
+        if not self.state.spec or self.state.stopped:
             return
         for observation in self._observe():
             self._commit(self._decide(observation))

@@ -127,6 +127,17 @@ class Journal:
             connection.execute(sa.insert(_LEASES).values(pipeline=self.pipeline, epoch=epoch, owner=owner))
         return epoch
 
+    def check(self, epoch: int) -> None:
+        """Make sure that a writer still is one; a controller without news would not notice otherwise.
+
+        Raises:
+            FencedError: if a newer epoch exists.
+        """
+        with self._engine.connect() as connection:
+            current = self._epoch(connection)
+        if current != epoch:
+            raise FencedError(self.pipeline, epoch, current)
+
     def append(
         self, epoch: int, entries: Sequence[Entry], at: float, operation: Operation | None = None
     ) -> list[Event]:

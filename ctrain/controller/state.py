@@ -7,6 +7,8 @@ each event that changes it. Which event kinds exist, and what they carry, stands
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -22,6 +24,7 @@ from ctrain.records import (
     RunRequest,
     Slot,
     WindowReport,
+    canonical,
     from_json,
 )
 from ctrain.spec import PipelineSpec, parse_spec
@@ -201,7 +204,7 @@ class State:
 
     def pipeline_spec(self) -> PipelineSpec:
         """The spec as checked records."""
-        return parse_spec(self.spec)
+        return _parsed(canonical(self.spec))
 
     def document(self, epoch: int) -> LiveDocument:
         """What every replica should serve now."""
@@ -227,6 +230,11 @@ class State:
     def _slot(self, version: str) -> Slot | None:
         fact = self.versions.get(version)
         return Slot(fact.id, fact.label, fact.sha256) if fact is not None else None
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(text: str) -> PipelineSpec:
+    return parse_spec(json.loads(text))
 
 
 def fold(state: State, event: Event) -> State:

@@ -136,7 +136,7 @@ def analyse(
         requests = sum(count.pairs for count in mirrored)
     verdict: StepVerdict = "continue"
     worst = max(metrics, key=lambda metric: metric.harm)
-    reason = "; ".join(metric.text for metric in metrics if metric.verdict == "continue")
+    reason = "; ".join(metric.text for metric in metrics if metric.verdict != "pass")
     if mirror_errors >= MIRROR_ERRORS:
         verdict = "fail"
         reason = f"the challenger failed on {mirror_errors} mirrored requests"

@@ -15,13 +15,14 @@ import random
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from factories import spec
-from fakes import FakeClock, FakeReplica, FakeServing, World
+from fakes import FakeClock, FakeEvaluation, FakeIngest, FakeMonitoring, FakeReplica, FakeServing, World
 
 from ctrain.controller import controller as controller_module
 from ctrain.controller.clock import SteadyClock
@@ -87,9 +88,11 @@ class CrashingJournal(Journal):
         super().__init__(url, "p")
         self._dice, self._mutant = dice, mutant
 
-    def append(
-        self, epoch: int, entries: Any, at: float, operation: Operation | None = None
-    ) -> list[Event]:
+    def check(self, epoch: int) -> None:
+        if self._mutant != "no_journal_fence":
+            super().check(epoch)
+
+    def append(self, epoch: int, entries: Any, at: float, operation: Operation | None = None) -> list[Event]:
         self._dice.point()
         if self._mutant == "no_journal_fence":
             with self._engine.connect() as connection:
@@ -105,7 +108,9 @@ class LateServing(FakeServing):
     """Documents reach a replica now, later, or twice; every replica also pulls in the end."""
 
     def __init__(self, rng: random.Random, mutant: str) -> None:
-        super().__init__([FakeReplica("a", mutant != "no_serve_fence"), FakeReplica("b", mutant != "no_serve_fence")])
+        super().__init__(
+            [FakeReplica("a", mutant != "no_serve_fence"), FakeReplica("b", mutant != "no_serve_fence")]
+        )
         self.rng, self.mail = rng, []  # type: ignore[var-annotated]
 
     def apply(self, document: LiveDocument) -> None:
@@ -127,6 +132,19 @@ def mutate(controller: Controller, mutant: str) -> None:
         # Acts on the transition only: what a crash left undone is never found again.
         controller._started |= {command.key for command in controller_module.due(controller.state)}
         controller._applied, controller._applied_at = controller.document.order, float("inf")
+    if mutant == "no_observed_generation":
+        decide_now = controller._decide
+
+        def hasty(observation: Any) -> Any:
+            state = controller.state
+            if state.rollout is not None and state.rollout.since == 0.0:
+                rollout = replace(state.rollout, since=state.at - 100.0)
+                controller.state = replace(state, rollout=rollout)
+            decision = decide_now(observation)
+            controller.state = state
+            return decision
+
+        controller._decide = hasty  # type: ignore[method-assign]
     if mutant == "act_before_commit":
         commit = controller._commit
 
@@ -169,6 +187,9 @@ def history(seed: int, mutant: str = "") -> int:
         alive: list[Controller | None] = [None, None]
 
         def rooms() -> Any:
+            # Outcomes that were not polled die with the process; what was done stays done.
+            world.ingest = FakeIngest(commits=world.ingest.commits)
+            world.evaluation, world.monitoring = FakeEvaluation(), FakeMonitoring()
             plain = world.rooms()
             return type(plain)(*(Crashing(getattr(plain, name), dice) for name in plain.__slots__))
 
@@ -229,7 +250,9 @@ def check(last: Controller, world: World, serving: LateServing, bad: set[str], a
         raise Violation("nothing serves")
     if state.champion in bad:
         raise Violation(f"{state.champion} fails on every request, and serves")
-    if [event.data.get("trigger") for event in events if event.kind == "retrain_wanted"].count("operator") != 1:
+    if [event.data.get("trigger") for event in events if event.kind == "retrain_wanted"].count(
+        "operator"
+    ) != 1:
         raise Violation("a retraining that was asked for once was journaled another number of times")
     promoted = [event.data["version"] for event in events if event.kind == "promoted"]
     if len(promoted) != len(set(promoted)):
@@ -239,6 +262,13 @@ def check(last: Controller, world: World, serving: LateServing, bad: set[str], a
         raise Violation("a partition was used twice")
     if state.run is not None or state.evaluating or state.rollout is not None or state.ingest is not None:
         raise Violation(f"work was left undone: {state.busy or 'ingest'}")
+    live = True
+    for event in events:
+        if event.kind in ("rollout_step", "promoted") and event.data.get("by", "rollout") == "rollout":
+            if not live:
+                raise Violation(f"event {event.seq} went on before the step before it was live everywhere")
+            live = False
+        live = live or event.kind in ("converged", "rollout_started")
     known: set[tuple[int, int]] = set()
     splits = set()
     for replica in serving.replicas:

@@ -1,0 +1,1 @@
+"""Room of the command line: the same verbs as client and jobs. `--help` loads neither ray nor torch."""

@@ -1,0 +1,19 @@
+"""Go back to the previous champion."""
+
+import argparse
+
+from ctrain.controller import driver
+from ctrain.controller.jobs import run
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Withdraw the challenger; the previous champion serves.")
+    parser.add_argument("pipeline")
+    parser.add_argument("--reason", required=True, help="why; it stands in the journal")
+    parser.add_argument("--key", default="", help="idempotency key")
+    a = parser.parse_args()
+    return run(lambda: driver.rollback(a.pipeline, a.reason, a.key))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,213 @@
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from ctrain.cli import main as cli
+from ctrain.client import Client
+from ctrain.errors import StorageError
+
+SPEC = """
+pipeline: flights-late
+owner: team
+source: {type: files, path: landing, event_time: t}
+features: cli_user_code:view
+label: {name: y}
+"""
+CODE = """
+from ctrain import Column, feature_view
+
+@feature_view(x=Column.number())
+def view(rows):
+    return {"x": rows["x"]}
+"""
+STATUS = {
+    "pipeline": "flights-late",
+    "champion": {"label": "v7", "version": "abc", "age_s": 10800, "trained_to": "2013-03-13"},
+    "challenger": {"label": "v8", "version": "def"},
+    "split": 0.05,
+    "requests": {"answered": 1204118, "failed": 0},
+    "rollout": {
+        "id": "r",
+        "label": "v8",
+        "phase": "canary",
+        "step": 2,
+        "steps": 3,
+        "verdict": "continue",
+        "metrics": [{"metric": "errors", "verdict": "pass", "text": "[no harm]"}],
+    },
+    "data": {"partitions": 74, "last": "2013-03-15", "refused": 1},
+    "drift": {"state": "warning", "features": ["dest"]},
+    "next": "retrain at the next new_data",
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "pipeline.yaml").write_text(SPEC)
+    (tmp_path / "cli_user_code.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CTRAIN_ROOT", str(tmp_path / "root"))
+    monkeypatch.delitem(sys.modules, "cli_user_code", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[httpx2.Request]]:
+    """Make the command's client speak to one answer."""
+
+    def serve(status: int, body: Any) -> list[httpx2.Request]:
+        requests: list[httpx2.Request] = []
+
+        def handle(request: httpx2.Request) -> httpx2.Response:
+            requests.append(request)
+            return httpx2.Response(status, json=body)
+
+        def client(url: str, pipeline: str, token: str) -> Client:
+            return Client(url, pipeline, token or None, transport=httpx2.MockTransport(handle))
+
+        monkeypatch.setattr(cli, "_client", client)
+        return requests
+
+    return serve
+
+
+def test_help_loads_neither_ray_nor_torch_nor_pandas() -> None:
+    code = (
+        "import sys; from ctrain.cli.main import main; assert main(['--help']) == 0; "
+        "assert not {'ray', 'torch', 'pandas', 'alibi_detect'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_check_says_that_there_are_no_faults(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "pipeline.yaml"]) == 0
+    assert "pipeline.yaml: no faults   flights-late" in capsys.readouterr().out
+
+
+def test_check_lists_faults_of_spec_and_code_together(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = SPEC.replace("code:view", "code:vew") + "evaluation: {gate: [{metric: acu, at_least: 1}]}\n"
+    (project / "pipeline.yaml").write_text(bad)
+    assert cli.main(["check", "pipeline.yaml"]) == 1
+    text = capsys.readouterr().err
+    assert "pipeline.yaml: 2 faults" in text
+    assert "did you mean 'auc'?" in text
+    assert "module cli_user_code has no 'vew'" in text
+    assert "it has: view" in text
+    assert cli.main(["check", "pipeline.yaml", "--json"]) == 1
+    faults = json.loads(capsys.readouterr().out)["faults"]
+    assert {fault["where"] for fault in faults} == {"evaluation.gate.0.metric", "features"}
+
+
+def test_check_survives_code_that_cannot_be_imported(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "cli_user_code.py").write_text("import no_such_module_of_anyone")
+    assert cli.main(["check", "pipeline.yaml"]) == 1
+    assert "no_such_module_of_anyone" in capsys.readouterr().err
+
+
+def test_status_is_a_page_for_people(
+    project: Path, server: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests = server(200, STATUS)
+    assert cli.main(["status"]) == 0
+    text = capsys.readouterr().out
+    assert "champion v7 (3 h old, trained to 2013-03-13)" in text
+    assert "challenger v8 at 5 %" in text
+    assert "0 failed of 1,204,118 requests" in text
+    assert "canary 2/3" in text
+    assert "errors pass: [no harm]" in text
+    assert "74 partitions to 2013-03-15, 1 refused" in text
+    assert str(requests[0].url) == "http://127.0.0.1:8000/flights-late/status"
+
+
+def test_status_json_is_what_the_server_said(
+    project: Path, server: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    server(200, STATUS)
+    assert cli.main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == STATUS
+
+
+def test_why_shows_the_day_once(
+    project: Path, server: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = [
+        {"seq": 1, "at": "2013-03-15T06:02:00+00:00", "kind": "retrain_wanted", "text": "new_data"},
+        {"seq": 2, "at": "2013-03-15T06:03:00+00:00", "kind": "gate_decided", "text": "accept"},
+    ]
+    server(200, {"events": events})
+    assert cli.main(["why", "v8"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("2013-03-15 06:02  retrain wanted")
+    assert lines[1].strip().startswith("06:03  gate decided")
+
+
+@pytest.mark.parametrize("verb", ["retrain", "promote", "abort", "rollback", "pause", "resume"])
+def test_operators_verbs_send_reason_and_the_root_s_token(
+    verb: str, project: Path, server: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ctrain.storage import open_root
+
+    token = open_root().token()
+    requests = server(200, {"ok": True, "generation": 4})
+    assert cli.main([verb, "--reason", "pager 4711", "--key", "k", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["generation"] == 4
+    assert requests[0].headers["idempotency-key"] == "k"
+    assert requests[0].url.path == f"/flights-late/admin/{verb}"
+    assert requests[0].headers["authorization"] == f"Bearer {token}"
+    assert json.loads(requests[0].content)["reason"] == "pager 4711"
+
+
+def test_a_refusal_ends_with_one_and_its_reason(
+    project: Path, server: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    server(409, {"error": "no rollout is under way", "generation": 3})
+    assert cli.main(["abort", "-r", "x"]) == 1
+    assert "no rollout is under way (present generation 3)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["no-such-verb"],
+        ["check"],
+        ["rollback"],
+        ["retrain", "-r", "x", "--overrides", "{"],
+        ["why", "--limit", "0"],
+        ["status", "--no-such-option"],
+    ],
+)
+def test_wrong_usage_ends_with_two(arguments: list[str], project: Path) -> None:
+    assert cli.main(arguments) == 2
+
+
+def test_without_a_name_and_a_spec_the_pipeline_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["status"]) == 2
+
+
+def test_audit_without_a_journal_says_where_it_looked(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["audit"]) == 1
+    assert "root/flights-late/journal.db" in capsys.readouterr().err
+
+
+def test_a_token_that_others_may_read_is_refused(project: Path) -> None:
+    from ctrain.storage import open_root
+
+    open_root().token()
+    (open_root().path / "token").chmod(0o644)
+    with pytest.raises(StorageError, match="chmod 600"):
+        cli._root_token()
