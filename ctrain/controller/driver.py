@@ -8,6 +8,7 @@ work without one.
 
 from __future__ import annotations
 
+import logging
 import getpass
 import json
 import os
@@ -191,7 +192,7 @@ def status(pipeline: str) -> Json:
     Raises:
         CtrainError: if no such pipeline is hosted.
     """
-    answer = _ask_json(_controller(), "status", pipeline)
+    answer: Json = _ask_json(_controller(), "status", pipeline)
     if "generation" not in answer:
         raise CtrainError(str(answer.get("error", f"{pipeline}: no status")))
     return answer
@@ -321,7 +322,7 @@ def attach() -> None:
     if ray.is_initialized():
         return
     try:
-        ray.init(address="auto", namespace=namespace(), log_to_driver=False, logging_level="warning")
+        ray.init(address="auto", namespace=namespace(), log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, TimeoutError, RayError) as error:
         raise CtrainError(
             f"no Ray cluster answers ({error}). Start one with cluster/local.sh start, or run this "

@@ -89,7 +89,8 @@ def day_table(day: date | str) -> pd.DataFrame:
     wanted = date.fromisoformat(day) if isinstance(day, str) else day
     if wanted not in _rows_by_day():
         raise DataError(f"day {wanted}: no flights; expected a day of 2013")
-    return all_flights().iloc[_rows_by_day()[wanted]].reset_index(drop=True)
+    rows: pd.DataFrame = all_flights().iloc[_rows_by_day()[wanted]].reset_index(drop=True)
+    return rows
 
 
 def land_day(landing: Path, day: date | str) -> Path:
