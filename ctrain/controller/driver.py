@@ -8,9 +8,9 @@ work without one.
 
 from __future__ import annotations
 
-import logging
 import getpass
 import json
+import logging
 import os
 import shutil
 import sys

@@ -66,7 +66,10 @@ def all_flights() -> pd.DataFrame:
     table["late"] = late.where(table["arr_delay"].notna())
     table["distance"] = table["distance"].astype("float64")
     kept = ["flight", *view.columns, "late"]
-    return table[kept].sort_values(["sched_dep", "carrier", "flight"], kind="stable", ignore_index=True)
+    ordered: pd.DataFrame = table[kept].sort_values(
+        ["sched_dep", "carrier", "flight"], kind="stable", ignore_index=True
+    )
+    return ordered
 
 
 @functools.cache

@@ -135,6 +135,14 @@ class Operator:
             return {"pipeline": self._pipeline, "controller": "does not answer"}
         return {"controller": "answers", **status}
 
+    async def why(self, version: str) -> Response:
+        """History of a version, or of the whole pipeline, from the controller's journal."""
+        try:
+            events = await asyncio.to_thread(self._link.call, "why", self._pipeline, version, timeout=5.0)
+        except ControllerAwayError:
+            return unavailable("the controller does not answer")
+        return answer(200, {"events": events})
+
     def _refusal(self, header: str | None) -> Response | None:
         scheme, _, sent = (header or "").partition(" ")
         if scheme.lower() != "bearer" or not sent.strip():

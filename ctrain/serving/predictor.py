@@ -213,6 +213,8 @@ class Predictor:
             return await self._labels.store(await read_body(request, self.limits.body_limit))
         if path.startswith("/admin/"):
             return await self._operator.verb(path.removeprefix("/admin/"), request, self.limits.body_limit)
+        if path == "/why" and request.method == "GET":
+            return await self._operator.why(request.query_params.get("version", ""))
         page = {"/health": self._health, "/status": self._status, "/openapi.json": self._openapi}.get(path)
         if page is None:
             return answer(404, {"error": f"{self.pipeline} has no such path", "problems": []})

@@ -24,19 +24,7 @@ from ctrain.telemetry.log import logger
 
 _log = logger("serving")
 
-FAILURES = (
-    CtrainError,
-    ArithmeticError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
+FAILURES = (Exception,)
 """What user code and loading may raise; a replica lives on."""
 
 
