@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ctrain.errors import CorruptArtifactError, CtrainError, WeightsError
+from ctrain.errors import CorruptArtifactError, WeightsError
 from ctrain.records import LiveDocument, Slot, WeightSet
 from ctrain.storage import Root
 from ctrain.telemetry.log import logger
@@ -25,7 +25,7 @@ from ctrain.telemetry.log import logger
 _log = logger("serving")
 
 FAILURES = (Exception,)
-"""What user code and loading may raise; a replica lives on."""
+"""What user code and loading may raise: anything. The replica lives on and the champion answers."""
 
 
 class Model(Protocol):
