@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv test check
+.PHONY: venv demo test check
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -11,6 +11,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check torch==2.13.0
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[demo,dev,postgres]'
 	touch $(STAMP)
+
+demo: venv
+	RAY_worker_niceness=0 $(BIN)/python jobs/demo.py
 
 check: venv
 	$(BIN)/ruff format --check .

@@ -76,7 +76,8 @@ class Demo:
 
     def story(self, client: Client, tell: Callable[[str], None]) -> None:
         """Promotions, refusals, a rollback, a killed controller; traffic all the while."""
-        first = self.until(client, "first model serves", lambda s: s.champion is not None)
+        serving = "first model serves on every replica"
+        first = self.until(client, serving, lambda s: s.champion is not None and s.converged == s.generation)
         assert first.champion is not None
         traffic = Traffic(URL, self.pipeline, self.days[FIRST_DAYS : FIRST_DAYS + 14])
         traffic.start()
