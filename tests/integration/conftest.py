@@ -1,5 +1,6 @@
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ import pytest
 def ray_session() -> Iterator[None]:
     """One small Ray cluster for all integration tests."""
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+    os.environ["CTRAIN_HTTP_PORT"] = str(_free_port())
     import ray
 
     folder = tempfile.mkdtemp(prefix="ct", dir="/tmp")
@@ -24,3 +26,10 @@ def ray_session() -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_port() -> int:
+    """A port of our own: another Serve may run on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
