@@ -1,6 +1,8 @@
 """Counts of one replica incarnation: arms, pairs, latency, and the bounded queue of mirrored work.
 
-All counts are cumulative; the controller sums them over replicas. The event loop writes arms, the mirror's
+The unit of evidence is what the coin of the split falls for: the key. A key counts once as a request, as an
+error and as a slow answer of a rollout, so that one client with many failing requests is one witness, not
+many; requests without a key are each a draw of their own. All counts are cumulative; the controller sums them over replicas. The event loop writes arms, the mirror's
 one thread writes pairs; readers take a copy.
 """
 
@@ -18,6 +20,8 @@ from ctrain.records import ArmCounts, PairCounts
 from ctrain.serving.weights import FAILURES, Model
 
 _ROLLOUTS_KEPT = 4
+_KEYS_KEPT = 200_000
+"""Marks of keys a rollout; beyond them keys that are new are served and not counted."""
 
 
 @dataclass(slots=True)
@@ -46,12 +50,24 @@ class Counters:
     def __init__(self) -> None:
         self._arms: dict[tuple[str, float, ArmName], _Arm] = {}
         self._pairs: dict[str, _Pair] = {}
+        self._marks: dict[str, set[int]] = {}
         self._times: deque[tuple[float, float]] = deque(maxlen=4096)
         self.answered = 0
         self.failed = 0
 
-    def arm(self, rollout: str, split: float, arm: ArmName, error: bool, slow: bool) -> None:
-        """Count one request of an arm; without a rollout nothing is counted."""
+    def arm(
+        self, rollout: str, split: float, arm: ArmName, error: bool, slow: bool, client: str | None = None
+    ) -> None:
+        """Count one request of an arm; without a rollout nothing is counted.
+
+        Args:
+            rollout: Its id.
+            split: Share that the challenger had.
+            arm: Who answered.
+            error: It raised, or was not finite.
+            slow: Its time inside the model reached the document's threshold.
+            client: The request's key; None is a draw of its own.
+        """
         if not rollout:
             return
         key = (rollout, split, arm)
@@ -59,9 +75,12 @@ class Counters:
         if counts is None:
             counts = self._arms[key] = _Arm()
             self._forget()
-        counts.requests += 1
-        counts.errors += error
-        counts.slow += slow
+        marks = self._marks.setdefault(rollout, set())
+        counts.requests += _first(marks, "request", client)
+        if error:
+            counts.errors += _first(marks, "error", client)
+        if slow:
+            counts.slow += _first(marks, "slow", client)
 
     def pair(self, rollout: str) -> _Pair:
         """Counts of mirrored requests of a rollout."""
@@ -103,6 +122,8 @@ class Counters:
         kept = list(dict.fromkeys(rollout for rollout, _, _ in self._arms))[-_ROLLOUTS_KEPT:]
         for key in [key for key in self._arms if key[0] not in kept]:
             del self._arms[key]
+        for rollout in [rollout for rollout in self._marks if rollout not in kept]:
+            del self._marks[rollout]
         for rollout in [r for r in self._pairs if r not in kept and len(self._pairs) > _ROLLOUTS_KEPT]:
             self._pairs.pop(rollout, None)
 
@@ -173,6 +194,17 @@ class Mirror:
             counts.shift += other - mine
             counts.distance += abs(other - mine)
         counts.pairs += len(rows)
+
+
+def _first(marks: set[int], kind: str, client: str | None) -> bool:
+    """Whether a key shows this kind of event for the first time."""
+    if client is None:
+        return True
+    mark = hash((kind, client))
+    if mark in marks or len(marks) >= _KEYS_KEPT:
+        return False
+    marks.add(mark)
+    return True
 
 
 def finite(values: list[float], rows: int) -> bool:

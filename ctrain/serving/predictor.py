@@ -236,14 +236,14 @@ class Predictor:
         if drawn and challenger_answers(document.rollout, asked.key, document.split):
             assert live.challenger is not None
             values, seconds = await _score(live.challenger, asked.rows)
-            self._count(document, "challenger", values, seconds)
+            self._count(document, "challenger", values, seconds, asked.key)
             if values is not None:
                 arm, model = "challenger", live.challenger
         if values is None:
             fell_back = drawn and seconds > 0
             values, seconds = await _score(live.champion, asked.rows)
             if not fell_back:  # an answer in the challenger's place is no draw of the champion's arm
-                self._count(document, "champion", values, seconds)
+                self._count(document, "champion", values, seconds, asked.key)
             if values is None:
                 return answer(500, {"error": "the model could not score this request", "problems": []})
             self.counters.took(seconds)
@@ -253,10 +253,15 @@ class Predictor:
         return self._answer(live, asked, model, arm, values, seconds)
 
     def _count(
-        self, document: LiveDocument, arm: ArmName, values: list[float] | None, seconds: float
+        self,
+        document: LiveDocument,
+        arm: ArmName,
+        values: list[float] | None,
+        seconds: float,
+        client: str | None,
     ) -> None:
         slow = 0.0 < document.slow_s <= seconds
-        self.counters.arm(document.rollout, document.split, arm, values is None, slow)
+        self.counters.arm(document.rollout, document.split, arm, values is None, slow, client or None)
 
     def _answer(
         self,

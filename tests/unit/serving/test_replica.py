@@ -7,6 +7,7 @@ from starlette.requests import Request
 
 from ctrain.errors import WeightsError
 from ctrain.records import LiveDocument, Slot, to_json
+from ctrain.serving.counters import Counters
 from ctrain.serving.link import ControllerAwayError
 from ctrain.serving.prediction_log import read_log
 from ctrain.serving.predictor import Limits, Predictor
@@ -181,8 +182,8 @@ def test_champion_answers_for_a_failing_challenger(build, root, bad):
     root.write_live(document(1, champion="old"))
     replica = build()
     take(replica, document(2, champion="old", challenger=bad, rollout="r", split=1.0))
-    for _ in range(5):
-        status, body, _ = predict(replica)
+    for client in range(5):
+        status, body, _ = predict(replica, key=f"client-{client}")
         assert (status, body["slot"], body["version"]) == (200, "champion", "v-old")
     (arm,) = replica.report().arms
     assert (arm.arm, arm.requests, arm.errors) == ("challenger", 5, 5)
@@ -287,3 +288,13 @@ def test_refused_version_is_not_loaded_again_until_a_newer_document(build, root,
     assert loads == ["corrupt"]
     take(replica, document(3, champion="old", challenger="corrupt"))
     assert loads == ["corrupt", "corrupt"]
+
+
+def test_one_key_is_one_witness_however_many_requests_it_sends():
+    counters = Counters()
+    for _ in range(60):
+        counters.arm("r", 0.1, "challenger", True, True, "one client")
+    for _ in range(3):
+        counters.arm("r", 0.1, "challenger", True, False, None)
+    (counts,) = counters.arms()
+    assert (counts.requests, counts.errors, counts.slow) == (4, 4, 1)
