@@ -1,9 +1,10 @@
 """Counts of one replica incarnation: arms, pairs, latency, and the bounded queue of mirrored work.
 
-The unit of evidence is what the coin of the split falls for: the key. A key counts once as a request, as an
-error and as a slow answer of a rollout, so that one client with many failing requests is one witness, not
-many; requests without a key are each a draw of their own. All counts are cumulative; the controller sums them over replicas. The event loop writes arms, the mirror's
-one thread writes pairs; readers take a copy.
+The unit of evidence is what the coin of the split falls for: the key. A key counts once as a request, once
+as an error and once as a slow answer of a rollout, so that one client with many failing requests is one
+witness, not many; requests without a key are each a draw of their own. All counts are cumulative; the
+controller sums them over replicas. The event loop writes arms, the mirror's one thread writes pairs; readers
+take a copy.
 """
 
 from __future__ import annotations
