@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ import ray
 import ctrain
 from ctrain.controller.clock import SteadyClock
 from ctrain.controller.controller import Controller, recover
-from ctrain.controller.journal import Journal
+from ctrain.controller.journal import Event, Journal
 from ctrain.controller.rooms import Rooms
 from ctrain.controller.status import status_of
 from ctrain.errors import CtrainError, FencedError, KeyReusedError, StorageError
 from ctrain.records import Json, LiveDocument, ReplicaReport, from_json, to_json
 from ctrain.spec import PipelineSpec, parse_spec
 from ctrain.storage import Root
+from ctrain.telemetry import metrics
 
 log = logging.getLogger("ctrain.controller")
 
@@ -60,16 +62,27 @@ class Host:
         clock = SteadyClock(not_before=recover(journal).at)
         owner = f"pid {os.getpid()} {uuid.uuid4().hex[:8]}"
         rooms = ray_rooms(spec, root, self.serving)
-        self.controller = Controller(journal, rooms, str(root.path), clock, owner)
+        told = partial(count, spec.pipeline)
+        self.controller = Controller(journal, rooms, str(root.path), clock, owner, told)
         self.document: LiveDocument = self.controller.document
         self.thread = threading.Thread(target=self._loop, name=f"loop-{spec.pipeline}", daemon=True)
+
+    def end(self) -> None:
+        """End the loop and wait for the step under way."""
+        self.ended.set()
+        self.wake.set()
+        self.thread.join(timeout=30)
+        self.journal.close()
 
     def _loop(self) -> None:
         while not self.ended.is_set():
             try:
                 with self.lock:
+                    began = time.monotonic()
                     self.controller.step()
                     self.document = self.controller.document
+                metrics.STEP_SECONDS.put(time.monotonic() - began, pipeline=self.spec.pipeline)
+                metrics.SPLIT.put(self.document.split, pipeline=self.spec.pipeline)
                 self.error = ""
             except FencedError as error:
                 log.warning("%s", error)
@@ -81,6 +94,17 @@ class Host:
                 self.ended.wait(1.0)
             self.wake.wait(STEP_EVERY)
             self.wake.clear()
+
+
+def count(pipeline: str, event: Event) -> None:
+    """Turn an event into metrics on Ray's endpoint."""
+    match event.kind:
+        case "run_finished" | "run_failed":
+            metrics.RUNS.add(1, pipeline=pipeline, result=event.kind.removeprefix("run_"))
+        case "partition_committed" | "partition_refused":
+            metrics.PARTITIONS.add(1, pipeline=pipeline, result=event.kind.removeprefix("partition_"))
+        case "promoted" | "rolled_back":
+            metrics.PROMOTIONS.add(1, pipeline=pipeline, kind=event.kind)
 
 
 def ray_rooms(spec: PipelineSpec, root: Root, serving: Any) -> Rooms:
@@ -140,7 +164,12 @@ class ControllerActor:
         parsed = parse_spec(spec)
         with self._lock:
             self._register(parsed)
-            host = self._hosts.get(parsed.pipeline) or self._host(parsed)
+            host = self._hosts.get(parsed.pipeline)
+            if host is not None and host.spec != parsed:
+                # Rooms are built from the spec; a fresh host takes over by its higher epoch.
+                host.end()
+                host = None
+            host = host or self._host(parsed)
         body = {"spec": parsed.to_json(), "code": code}
         return self._operate(host, "start", key, by, reason or "start", body)
 
@@ -152,8 +181,7 @@ class ControllerActor:
                 host = self._hosts.pop(pipeline, None)
                 self._unregister(pipeline)
             if host is not None:
-                host.ended.set()
-                host.wake.set()
+                host.end()
         return answer
 
     def pipelines(self) -> list[str]:

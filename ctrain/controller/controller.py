@@ -68,11 +68,19 @@ class Controller:
         root: Root's path, for the requests that rooms get.
         clock: Seconds since 1970, never going back.
         owner: Who writes, for people who read the lease.
+        told: Hears of every event once it is journaled, for metrics; must not raise.
     """
 
     def __init__(
-        self, journal: Journal, rooms: Rooms, root: str, clock: Callable[[], float], owner: str
+        self,
+        journal: Journal,
+        rooms: Rooms,
+        root: str,
+        clock: Callable[[], float],
+        owner: str,
+        told: Callable[[Event], None] = lambda event: None,
     ) -> None:
+        self._told = told
         self._journal, self._rooms, self._root, self._clock = journal, rooms, root, clock
         self.epoch = journal.acquire(owner)
         self.state = recover(journal)
@@ -183,6 +191,7 @@ class Controller:
         for event in events:
             self.state = fold(self.state, event)
             log.info("%s %s", event.kind, event.data.get("reason", ""))
+            self._told(event)
         return events
 
     # --- do ---

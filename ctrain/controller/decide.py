@@ -251,6 +251,7 @@ def _(observation: Tick, state: State, now: float) -> Decision:
         *_begin_run(state, spec, now),
         *_want_by_schedule(state, spec, now),
         *_open_window(state, spec, now),
+        *_stale(state, spec),
     )
 
 
@@ -626,6 +627,18 @@ def _open_window(state: State, spec: PipelineSpec, now: float) -> Iterable[Entry
         yield Entry(
             "window_started", {"end": state.window_end + length * ((now - state.window_end) // length)}
         )
+
+
+def _stale(state: State, spec: PipelineSpec) -> Iterable[Entry]:
+    """Alert, once a champion, when the data it learned from is older than the goal against the newest."""
+    goal, champion = spec.goals.freshness, state.versions.get(state.champion)
+    learned = state.partitions.get(champion.trained_to) if champion is not None else None
+    if goal is None or champion is None or learned is None:
+        return
+    if state.watermark - learned.last_event > goal:
+        text = f"{champion.label}, trained to {champion.trained_to}, misses the freshness of {goal:.0f} s"
+        if all(text != old for _, _, old in state.alerts):
+            yield _alert("goal", text)
 
 
 def _slow_threshold(observed: Observed) -> float:

@@ -3,7 +3,9 @@
 Takes live documents and replicas' reports; gives what is observed. Apps are written by Serve's own
 declarative client (`deploy_apps`, 0.04 s; a `serve.run` would restart every replica), which replaces the
 whole list of apps: one lock of the process guards each read-modify-write, and only the namespace's
-controller writes. Broadcasts and look-ups run in threads, so that a replica that hangs holds up nobody.
+controller writes. Serve is imported at the top: two threads that import it at once, as after a restart,
+leave it half imported for good. Broadcasts and look-ups run in threads, so that a replica that hangs holds
+up nobody.
 """
 
 from __future__ import annotations
@@ -15,6 +17,11 @@ from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationError
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve._private.api import serve_start
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ServeDeploySchema
 
 from ctrain.errors import DeployError
 from ctrain.records import LiveDocument, Observed, ReplicaReport, from_json, to_json
@@ -189,9 +196,6 @@ class RayServing:
         }
 
     def _put(self, apps: dict[str, dict[str, Any]]) -> None:
-        from ray.exceptions import RayError
-        from ray.serve.schema import ServeDeploySchema
-
         try:
             _client().deploy_apps(ServeDeploySchema.model_validate({"applications": list(apps.values())}))
         except (RayError, ValidationError, ValueError) as error:
@@ -208,10 +212,6 @@ class RayServing:
 
     def _broadcast(self, document: LiveDocument) -> None:
         """Send to all routed replicas; those that miss it pull it within a second."""
-        from ray import serve
-        from ray.exceptions import RayError
-        from ray.serve.exceptions import RayServeException
-
         try:
             if self._handle is None:
                 self._handle = serve.get_deployment_handle(DEPLOYMENT, self._pipeline)
@@ -230,9 +230,6 @@ class RayServing:
                 _log.warning("unreadable report", extra={"pipeline": self._pipeline})
 
     def _look(self) -> None:
-        from ray.exceptions import RayError
-        from ray.serve.exceptions import RayServeException
-
         try:
             app = _client().get_serve_details().get("applications", {}).get(self._pipeline)
         except (RayError, RayServeException, DeployError, RuntimeError, TimeoutError, ValueError):
@@ -250,8 +247,6 @@ class RayServing:
 
 def _client() -> Any:
     """Serve's declarative client; starts Serve where it does not run."""
-    from ray.exceptions import RayError
-    from ray.serve._private.api import serve_start
 
     host = os.environ.get("CTRAIN_HTTP_HOST", "127.0.0.1")
     port = int(os.environ.get("CTRAIN_HTTP_PORT", "8000"))

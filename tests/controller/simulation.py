@@ -14,8 +14,10 @@ import json
 import random
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ MUTANTS = (
     "no_observed_generation",
 )
 STEPS = 260
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""A history is no test of the disk."""
 VERSIONS = 3
 
 
@@ -181,7 +185,7 @@ def history(seed: int, mutant: str = "") -> int:
     bad = {f"m-p-{number:05d}-1" for number in range(2, 12) if rng.random() < 0.4}
     for replica in serving.replicas:
         replica.errors |= bad
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         url = f"sqlite:///{folder}/journal.db"
         crash_rate = rng.choice((0.0, 0.01, 0.05, 0.15))
         alive: list[Controller | None] = [None, None]
@@ -286,18 +290,28 @@ def check(last: Controller, world: World, serving: LateServing, bad: set[str], a
         raise Violation("one generation had two meanings")
 
 
+def outcome(seed: int, mutant: str = "") -> tuple[int, str]:
+    """(crashes, violation) of one history; the violation is empty if there was none."""
+    try:
+        return history(seed, mutant), ""
+    except (Violation, AssertionError, KeyError) as error:
+        return 0, f"seed {seed}: {type(error).__name__}: {error}"
+
+
+def many(seeds: Iterable[int], mutant: str = "") -> tuple[int, list[str]]:
+    """(crashes, violations) of many histories, on all cores."""
+    with ProcessPoolExecutor() as pool:
+        found = list(pool.map(partial(outcome, mutant=mutant), seeds, chunksize=8))
+    return sum(crashes for crashes, _ in found), [text for _, text in found if text]
+
+
 def main() -> None:
     """Run histories and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=300)
     parser.add_argument("--mutant", choices=MUTANTS, default="")
     arguments = parser.parse_args()
-    crashes, violations = 0, []
-    for seed in range(arguments.seeds):
-        try:
-            crashes += history(seed, arguments.mutant)
-        except (Violation, AssertionError, KeyError) as error:
-            violations.append([seed, f"{type(error).__name__}: {error}"])
+    crashes, violations = many(range(arguments.seeds), arguments.mutant)
     print(violations[:5])
     print(
         json.dumps(

@@ -204,3 +204,28 @@ def test_snapshots_shorten_the_restart_and_change_nothing(
     assert snapshot is not None
     assert snapshot.seq > 5
     assert recover(journal) == bench.controller.state
+
+
+def test_a_champion_that_falls_behind_the_freshness_goal_is_alerted_once(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, goals={"freshness": "1d"})
+    bench.serve_first()
+    bench.world.training.bad |= {"p-00002-1", "p-00002-2"}
+    bench.world.land(3, 4)
+    bench.until(lambda: "run_given_up" in bench.kinds())
+    bench.run(10)
+    goals = [text for _, kind, text in bench.controller.state.alerts if kind == "goal"]
+    assert goals == ["v1, trained to day-002, misses the freshness of 86400 s"]
+
+
+def test_every_journaled_event_is_told_once(bench: Bench) -> None:
+    told: list[int] = []
+    bench.controller = Controller(
+        Journal(bench.url, "p"),
+        bench.world.rooms(),
+        "/root",
+        bench.clock,
+        "test",
+        lambda e: told.append(e.seq),
+    )
+    bench.serve_first()
+    assert told == list(range(told[0], bench.controller.state.seq + 1))
