@@ -67,7 +67,7 @@ def draw(answers: Sequence[Answered], moves: Sequence[tuple[float, str]], path: 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    start = answers[0].at
+    start = min(answer.at for answer in answers)
     at = np.array([answer.at - start for answer in answers])
     figure, (top, middle, bottom) = plt.subplots(3, 1, sharex=True, figsize=(11, 9), layout="constrained")
     seconds = np.array([answer.seconds for answer in answers]) * 1e3
@@ -98,8 +98,11 @@ def draw(answers: Sequence[Answered], moves: Sequence[tuple[float, str]], path: 
         for moment, kind in moves:
             if moment >= start:
                 color = "tab:green" if kind == "promoted" else "tab:red"
-                axis.axvline(moment - start, color=color, alpha=0.6, linewidth=1)
-        axis.legend(loc="upper left", fontsize=8)
+                line = axis.axvline(moment - start, color=color, alpha=0.6, linewidth=1)
+                if axis is top:
+                    line.set_label(kind.replace("_", " "))
+        handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))  # one a label
+        axis.legend(handles.values(), handles.keys(), loc="upper left", fontsize=8)
         axis.grid(alpha=0.2)
     figure.savefig(path, dpi=110)
     plt.close(figure)
