@@ -59,7 +59,7 @@ class Host:
         self.serving = RayServing(spec.pipeline, root, spec, namespace())
         journal = Journal(root.pipeline(spec.pipeline).journal_url(), spec.pipeline)
         self.journal = journal
-        clock = SteadyClock(not_before=recover(journal).at)
+        clock = SteadyClock(not_before=journal.newest())
         owner = f"pid {os.getpid()} {uuid.uuid4().hex[:8]}"
         rooms = ray_rooms(spec, root, self.serving)
         told = partial(count, spec.pipeline)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from ctrain.errors import FencedError, KeyReusedError, TamperedError
 from ctrain.records import Json, canonical, sha256_of
@@ -58,6 +59,8 @@ _SNAPSHOTS = sa.Table(
 )
 
 GENESIS = "0" * 64
+_CREATING = 7_246_177
+"""Number of the advisory lock that is held while tables are created."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,11 @@ class Journal:
     def __init__(self, url: str, pipeline: str) -> None:
         self.pipeline = pipeline
         self._engine = _engine(url)
-        _META.create_all(self._engine)
+        with self._engine.begin() as connection:
+            if self._engine.dialect.name == "postgresql":
+                # Two processes that create the same table at once fail, IF NOT EXISTS or not.
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CREATING})")
+            _META.create_all(connection)
 
     def acquire(self, owner: str) -> int:
         """Become the writer: raise the fencing epoch by one, so that every older writer is refused.
@@ -121,10 +128,14 @@ class Journal:
         Returns:
             The new epoch, at least 1.
         """
+        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        row = {"pipeline": self.pipeline, "epoch": 0, "owner": ""}
         with self._transaction() as connection:
+            # The row must be there before it can be locked: two first writers would both read 0.
+            connection.execute(dialect.insert(_LEASES).values(row).on_conflict_do_nothing())
             epoch = self._epoch(connection) + 1
-            connection.execute(sa.delete(_LEASES).where(_LEASES.c.pipeline == self.pipeline))
-            connection.execute(sa.insert(_LEASES).values(pipeline=self.pipeline, epoch=epoch, owner=owner))
+            mine = sa.update(_LEASES).where(_LEASES.c.pipeline == self.pipeline)
+            connection.execute(mine.values(epoch=epoch, owner=owner))
         return epoch
 
     def check(self, epoch: int) -> None:
@@ -202,6 +213,12 @@ class Journal:
             query = query.limit(limit)
         with self._engine.connect() as connection:
             return [_event(row) for row in connection.execute(query)]
+
+    def newest(self) -> float:
+        """Time of the newest event; 0 without any."""
+        query = sa.select(sa.func.max(_EVENTS.c.at)).where(_EVENTS.c.pipeline == self.pipeline)
+        with self._engine.connect() as connection:
+            return float(connection.execute(query).scalar() or 0.0)
 
     def verify(self) -> int:
         """Check every link of the chain.

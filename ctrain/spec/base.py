@@ -1,11 +1,12 @@
-"""What all spec modules share: a frozen base that refuses unknown keys, durations, import paths."""
+"""What all spec modules share: a frozen base that refuses unknown keys, faults, durations, import paths."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _DURATION = re.compile(r"^\s*([0-9]*\.?[0-9]+)\s*(ms|s|min|m|h|d|w)\s*$")
@@ -18,25 +19,34 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def fault(message: str, hint: str = "", index: int | None = None) -> PydanticCustomError:
+    """What a validator raises: the problem and, apart from it, a hint at what is right.
+
+    Args:
+        message: What is wrong; names what was found.
+        hint: What would be right, e.g. `e.g. 30s`.
+        index: Which entry of the field is meant; None for the field itself.
+    """
+    return PydanticCustomError("fault", "{message}", {"message": message, "hint": hint, "index": index})
+
+
 def seconds(value: Any) -> float:
     """Read a duration: a number of seconds, or text such as `50ms`, `30s`, `5min`, `12h`, `60d`.
 
     Raises:
-        ValueError: if the text has no unit that is known, or is negative.
+        PydanticCustomError: if the text is negative or has no unit that is known.
     """
-    if isinstance(value, bool):
-        raise ValueError("expected a duration such as 30s, 5min, 12h or 60d")
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     match = _DURATION.match(value) if isinstance(value, str) else None
     if match is None:
-        raise ValueError(f"{value!r} is not a duration; expected e.g. 50ms, 30s, 5min, 12h, 60d")
+        raise fault(f"{value!r} is not a duration", "e.g. 50ms, 30s, 5min, 12h, 60d")
     return float(match[1]) * _UNITS[match[2]]
 
 
 def _import_path(value: Any) -> Any:
     if isinstance(value, str) and not _IMPORT_PATH.match(value):
-        raise ValueError(f"{value!r} is not an import path; expected module:attribute")
+        raise fault(f"{value!r} is not an import path", "module:attribute")
     return value
 
 
@@ -49,3 +59,6 @@ ImportPath = Annotated[str, BeforeValidator(_import_path)]
 """`module:attribute` of user code."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+Metric = Literal["auc", "f1", "log_loss", "brier", "ece"]
+"""Metrics of a binary classifier that gates, goals and triggers may name."""

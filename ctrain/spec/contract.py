@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ctrain.spec.base import Share, Spec
+from ctrain.spec.base import Share, Spec, fault
 
 
 class ColumnContract(Spec):
@@ -25,11 +25,11 @@ class ColumnContract(Spec):
     @model_validator(mode="after")
     def _rules_fit_the_dtype(self) -> ColumnContract:
         if self.dtype != "number" and (self.minimum is not None or self.maximum is not None):
-            raise ValueError(f"minimum and maximum need dtype number, found {self.dtype}")
+            raise fault(f"minimum and maximum do not fit dtype {self.dtype}", "they need dtype number")
         if self.dtype != "category" and self.allowed is not None:
-            raise ValueError(f"allowed needs dtype category, found {self.dtype}")
+            raise fault(f"allowed does not fit dtype {self.dtype}", "it needs dtype category")
         if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
-            raise ValueError(f"minimum {self.minimum} is above maximum {self.maximum}")
+            raise fault(f"minimum {self.minimum} is above maximum {self.maximum}")
         return self
 
 

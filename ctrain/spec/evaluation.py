@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
-from ctrain.spec.base import Share, Spec
+from ctrain.spec.base import Metric, Share, Spec, fault
 
-METRICS = ("auc", "f1", "log_loss", "brier", "ece")
-"""Metrics of a binary classifier that a gate may name."""
+HIGHER_IS_BETTER: frozenset[Metric] = frozenset({"auc", "f1"})
 
-HIGHER_IS_BETTER = frozenset({"auc", "f1"})
+_BOUNDS = ("at_least", "at_most", "no_harm")
 
 
 class GateCriterion(Spec):
@@ -23,17 +20,17 @@ class GateCriterion(Spec):
     that positive means the candidate is better, also where lower values are better.
     """
 
-    metric: Literal["auc", "f1", "log_loss", "brier", "ece"]
+    metric: Metric
     at_least: float | None = None
     at_most: float | None = None
     no_harm: float | None = Field(None, ge=0)
 
     @model_validator(mode="after")
     def _one_bound(self) -> GateCriterion:
-        bounds = [n for n in ("at_least", "at_most", "no_harm") if getattr(self, n) is not None]
+        bounds = [name for name in _BOUNDS if getattr(self, name) is not None]
         if len(bounds) != 1:
-            found = " and ".join(bounds) or "none"
-            raise ValueError(f"expected one of at_least, at_most, no_harm; found {found}")
+            found = " and ".join(bounds) + " together" if bounds else "no bound"
+            raise fault(found, f"exactly one of {', '.join(_BOUNDS)}")
         return self
 
 

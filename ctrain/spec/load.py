@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
+from pydantic_core import ErrorDetails
 
 from ctrain.errors import Fault, SpecError
+from ctrain.spec.base import Spec
 from ctrain.spec.pipeline import PipelineSpec
+
+_MESSAGES = {
+    "greater_than": "{found} is not above {gt:g}",
+    "greater_than_equal": "{found} is below {ge:g}",
+    "less_than": "{found} is not below {lt:g}",
+    "less_than_equal": "{found} is above {le:g}",
+    "finite_number": "{found} is not a finite number",
+    "float_type": "{found} is not a number",
+    "float_parsing": "{found} is not a number",
+    "int_type": "{found} is not a whole number",
+    "int_parsing": "{found} is not a whole number",
+    "int_from_float": "{found} is not a whole number",
+    "bool_type": "{found} is neither true nor false",
+    "bool_parsing": "{found} is neither true nor false",
+    "string_type": "{found} is not text",
+    "string_too_short": "is empty",
+    "tuple_type": "{found} is not a list",
+    "too_short": "is empty",
+    "invalid-json-value": "{found} is not JSON",
+    "invalid_key": "is not text, and names of fields are",
+}
+"""What a user reads, by pydantic's kind of error."""
 
 
 def load_spec(path: str | Path) -> PipelineSpec:
@@ -24,13 +51,13 @@ def load_spec(path: str | Path) -> PipelineSpec:
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
-        raise SpecError(str(path), (Fault("", f"cannot be read: {error.strerror}", ""),)) from None
+        raise SpecError(str(path), (Fault("", f"cannot be read: {error.strerror}"),)) from None
     except UnicodeDecodeError:
-        raise SpecError(str(path), (Fault("", "is not UTF-8 text", ""),)) from None
+        raise SpecError(str(path), (Fault("", "is not UTF-8 text"),)) from None
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise SpecError(str(path), (Fault("", f"is not YAML: {error}", ""),)) from None
+        raise SpecError(str(path), (_yaml_fault(error),)) from None
     spec = parse_spec(raw, origin=str(path))
     return with_absolute_paths(spec, file.parent)
 
@@ -52,8 +79,8 @@ def parse_spec(raw: Any, origin: str = "spec") -> PipelineSpec:
     try:
         return PipelineSpec.model_validate(raw)
     except ValidationError as error:
-        faults = tuple(_fault(detail, raw) for detail in error.errors(include_url=False))
-        raise SpecError(origin, faults) from None
+        details = [detail for detail in error.errors(include_url=False) if not _is_echo(detail)]
+        raise SpecError(origin, tuple(_fault(detail) for detail in details)) from None
 
 
 def with_absolute_paths(spec: PipelineSpec, folder: Path) -> PipelineSpec:
@@ -65,53 +92,100 @@ def with_absolute_paths(spec: PipelineSpec, folder: Path) -> PipelineSpec:
     return spec.model_copy(update={"source": spec.source.model_copy(update={"path": absolute})})
 
 
-def _fault(detail: Mapping[str, Any], raw: Any) -> Fault:
-    location = [part for part in detail["loc"] if not _is_union_tag(part, detail["loc"], raw)]
-    where = ".".join(str(part) for part in location)
-    kind, context = detail["type"], detail.get("ctx", {})
-    if kind == "extra_forbidden":
-        known = _siblings(location)
-        return Fault(where, "unknown field", _did_you_mean(str(location[-1]), known))
+def _yaml_fault(error: yaml.YAMLError) -> Fault:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return Fault(f"line {mark.line + 1}", f"is not YAML: {error.problem}, column {mark.column + 1}")
+    return Fault("", f"is not YAML: {error}".replace("\n", " "))
+
+
+def _is_echo(detail: ErrorDetails) -> bool:
+    """Whether pydantic calls a list too short only because its entries have faults of their own."""
+    return detail["type"] == "too_short" and len(detail["input"]) > 0
+
+
+def _fault(detail: ErrorDetails) -> Fault:
+    path, part = _walk(detail["loc"])
+    where = ".".join(path)
+    kind, context, found = detail["type"], detail.get("ctx", {}), detail["input"]
+    if kind == "fault":
+        place = where if context["index"] is None else f"{where}.{context['index']}"
+        return Fault(place, context["message"], context["hint"])
     if kind == "missing":
-        return Fault(where, "is required", "")
+        return Fault(where, "is required")
+    if kind == "extra_forbidden":
+        return Fault(where, "unknown field", _did_you_mean(path[-1], _fields(part)))
     if kind == "literal_error":
-        options = [option.strip(" '") for option in context["expected"].replace(" or ", ",").split(",")]
-        hint = _did_you_mean(str(detail["input"]), options)
-        return Fault(where, f"unknown value {detail['input']!r}", hint)
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        hint = f"type is one of {context.get('expected_tags', '')}".strip()
-        return Fault(where, f"unknown type {context.get('tag', 'none')!r}", hint)
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    if kind != "value_error":
-        message = f"{message}; found {detail['input']!r}"
-    return Fault(where, message, "")
+        # said of the whole that has the field: `evaluation.gate.0  unknown metric 'acu'`
+        owner, field = (path[:-2], "key") if path[-1] == "[key]" else (path[:-1], path[-1])
+        hint = _did_you_mean(found, _quoted(context["expected"]))
+        return Fault(".".join(owner), f"unknown {field} {_short(found)}", hint)
+    if kind == "union_tag_invalid":
+        hint = _did_you_mean(context["tag"], _quoted(context["expected_tags"]))
+        return Fault(where, f"unknown type {_short(context['tag'])}", hint)
+    if kind == "union_tag_not_found":
+        return Fault(where, "type is required", _one_of(list(_members(part))))
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return Fault(where, f"expected a mapping, found {_short(found)}", ", ".join(_fields(part)))
+    if kind in _MESSAGES:
+        return Fault(where, _MESSAGES[kind].format(found=_short(found), **context))
+    return Fault(where, f"{detail['msg']}, found {_short(found)}")
 
 
-def _is_union_tag(part: Any, location: tuple[Any, ...], raw: Any) -> bool:
-    """Pydantic puts the tag of a union into the path; the user never wrote it there."""
-    value = raw
+def _walk(location: Sequence[int | str]) -> tuple[list[str], Any]:
+    """Follow pydantic's path through the spec.
+
+    Returns:
+        The path as the user wrote it, without the union tags that pydantic puts in, and the type that
+        stands there; for a field that does not exist, the type that should have it.
+    """
+    path: list[str] = []
+    here: Any = PipelineSpec
     for step in location:
-        if step is part and isinstance(value, Mapping) and value.get("type", None) == part:
-            return True
-        try:
-            value = value[step]
-        except (KeyError, IndexError, TypeError):
-            if isinstance(value, Mapping) and value.get("type") == step:
-                continue
-            return False
-    return False
+        if here is JsonValue:  # the rest is pydantic's own way through it
+            break
+        members = _members(here)
+        if members and isinstance(step, str):
+            here = members.get(step, here)
+            continue
+        path.append(str(step))
+        if isinstance(here, type) and issubclass(here, Spec):
+            here = here.model_fields[step].annotation if step in here.model_fields else here
+        else:
+            arguments = get_args(here)  # of tuple[X, ...] or dict[K, X]
+            here = _plain(arguments[0 if get_origin(here) is tuple else -1]) if arguments else here
+    return path, here
 
 
-def _siblings(location: list[Any]) -> list[str]:
-    model: Any = PipelineSpec
-    for part in location[:-1]:
-        field = getattr(model, "model_fields", {}).get(part)
-        model = field.annotation if field is not None else None
-    return list(getattr(model, "model_fields", {}))
+def _members(annotation: Any) -> dict[str, type[Spec]]:
+    """Members of a union that `type` tells apart, by tag; empty for any other annotation."""
+    return {
+        member.model_fields["type"].default: member
+        for member in (get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ())
+        if isinstance(member, type) and issubclass(member, Spec)
+    }
 
 
-def _did_you_mean(found: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(found, known, n=1)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"expected one of {', '.join(known)}" if known else ""
+def _plain(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _fields(annotation: Any) -> list[str]:
+    return list(getattr(annotation, "model_fields", {}))
+
+
+def _quoted(text: str) -> list[str]:
+    return re.findall(r"'([^']*)'", text)
+
+
+def _short(value: Any) -> str:
+    return reprlib.repr(value)
+
+
+def _did_you_mean(found: Any, known: list[str]) -> str:
+    close = difflib.get_close_matches(str(found), known, n=1)
+    return f"did you mean {close[0]!r}?" if close else _one_of(known)
+
+
+def _one_of(known: list[str]) -> str:
+    return f"one of {', '.join(known)}" if len(known) > 1 else "".join(known)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from ctrain.spec.base import ImportPath, Spec
 
@@ -37,7 +37,7 @@ class ModuleModel(Spec):
 
     type: Literal["module"] = "module"
     factory: ImportPath
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
 
     bins: int = Field(24, ge=2, le=128)
     minimum_count: int = Field(10, ge=1)

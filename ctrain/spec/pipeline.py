@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from ctrain.spec.base import ImportPath, Spec
+from ctrain.spec.base import ImportPath, Spec, fault
 from ctrain.spec.contract import Contract
 from ctrain.spec.evaluation import Evaluation
 from ctrain.spec.model import Model, TabularModel
@@ -19,13 +20,20 @@ from ctrain.spec.source import FileSource, Label
 from ctrain.spec.training import Training
 from ctrain.spec.triggers import NewData, Trigger
 
-PIPELINE_NAME = r"^[a-z][a-z0-9-]{0,62}$"
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
+
+
+def _name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        hint = "a lower-case letter, then at most 62 lower-case letters, digits and dashes"
+        raise fault(f"{name!r} is not a pipeline's name", hint)
+    return name
 
 
 class PipelineSpec(Spec):
     """One model under continuous training."""
 
-    pipeline: Annotated[str, Field(pattern=PIPELINE_NAME)]
+    pipeline: Annotated[str, AfterValidator(_name)]
     """Name: lower-case letters, digits and dashes; also the route prefix."""
 
     owner: str = Field(min_length=1)
@@ -50,7 +58,7 @@ class PipelineSpec(Spec):
     @model_validator(mode="after")
     def _label_is_no_event_time(self) -> PipelineSpec:
         if self.label.name == self.source.event_time:
-            raise ValueError(f"label.name and source.event_time are the same column {self.label.name!r}")
+            raise fault(f"label.name and source.event_time are the same column {self.label.name!r}")
         return self
 
     def to_json(self) -> dict[str, Any]:

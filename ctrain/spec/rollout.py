@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from itertools import pairwise
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from ctrain.spec.base import Duration, PositiveDuration, Share, Spec
+from ctrain.spec.base import Duration, PositiveDuration, Share, Spec, fault
+
+_STEPS = (0.01, 0.05, 0.25)
 
 
 class Canary(Spec):
@@ -17,7 +20,7 @@ class Canary(Spec):
     shadow: int = Field(200, ge=0)
     """Requests mirrored to the challenger before it answers anyone; 0 leaves the shadow out."""
 
-    steps: tuple[float, ...] = Field((0.01, 0.05, 0.25), min_length=1)
+    steps: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(_STEPS, min_length=1)
     """Share of live traffic at each step, in (0, 1), strictly increasing."""
 
     hold: Duration = 60.0
@@ -44,15 +47,10 @@ class Canary(Spec):
     @field_validator("steps")
     @classmethod
     def _steps_increase(cls, steps: tuple[float, ...]) -> tuple[float, ...]:
-        previous = 0.0
-        for share in steps:
-            if not 0 < share < 1:
-                raise ValueError(f"{share} is not inside (0, 1), e.g. [0.01, 0.05, 0.25]")
+        for index, (previous, share) in enumerate(pairwise(steps), start=1):
             if share <= previous:
-                raise ValueError(
-                    f"{share} comes after {previous}: steps must increase, e.g. [0.01, 0.05, 0.25]"
-                )
-            previous = share
+                message = f"{share} comes after {previous}: steps must increase"
+                raise fault(message, f"e.g. {list(_STEPS)}", index)
         return steps
 
 

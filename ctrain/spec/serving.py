@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ctrain.spec.base import PositiveDuration, Spec
+from ctrain.spec.base import Metric, PositiveDuration, Spec
 
 
 class Serving(Spec):
@@ -35,7 +35,7 @@ class Goals(Spec):
     freshness: PositiveDuration | None = None
     """Age that the newest trained-on data may reach."""
 
-    metrics: dict[Literal["auc", "f1", "log_loss", "brier", "ece"], float] = Field(default_factory=dict)
+    metrics: dict[Metric, float] = Field(default_factory=dict)
     """Live values that should hold, e.g. {auc: 0.62}; judged on joined labels a window."""
 
     rollback: Literal["previous"] = "previous"

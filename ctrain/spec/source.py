@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from ctrain.spec.base import Duration, PositiveDuration, Spec
+from ctrain.spec.base import Duration, PositiveDuration, Spec, fault
 
 
 class FileSource(Spec):
@@ -30,7 +30,7 @@ class FileSource(Spec):
     @classmethod
     def _no_empty_path(cls, path: str) -> str:
         if not path.strip():
-            raise ValueError("the path is empty; expected a folder or a URL")
+            raise fault("is empty", "a folder or a URL")
         return path
 
 
@@ -43,5 +43,5 @@ class Label(Spec):
     matures_after: Duration = 0.0
     """Time after the event until the label is final. Younger rows are neither trained on nor judged."""
 
-    horizon: PositiveDuration = Field(default=30 * 86400.0)
+    horizon: PositiveDuration = 30 * 86400.0
     """Live labels that arrive later than this after their prediction are counted and dropped."""

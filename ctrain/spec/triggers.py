@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from ctrain.spec.base import Duration, Spec
+from ctrain.spec.base import Duration, Metric, Spec, fault
 
 
 class NewData(Spec):
@@ -33,7 +33,7 @@ class Schedule(Spec):
         try:
             CronSim(cron, datetime(2026, 1, 1, tzinfo=UTC))
         except CronSimError as error:
-            raise ValueError(f"{cron!r} is not a cron line: {error}; e.g. '0 6 * * *'") from None
+            raise fault(f"{cron!r} is not a cron line: {error}", "e.g. '0 6 * * *'") from None
         return cron
 
 
@@ -41,7 +41,7 @@ class Performance(Spec):
     """A live metric of a window with joined labels is worse than a bound."""
 
     type: Literal["performance"] = "performance"
-    metric: Literal["auc", "f1", "log_loss", "brier", "ece"]
+    metric: Metric
     worse_than: float
     cooldown: Duration = 86400.0
 

@@ -1,15 +1,36 @@
-import sqlite3
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from ctrain.controller.journal import Entry, Journal, Operation
 from ctrain.errors import FencedError, KeyReusedError, TamperedError
 
+POSTGRES = os.environ.get("CTRAIN_TEST_POSTGRES", "")
+"""URL of an empty PostgreSQL database; without it the tests run on SQLite alone."""
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'journal.db'}"
+
+@pytest.fixture(params=["sqlite", "postgresql"] if POSTGRES else ["sqlite"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'journal.db'}"
+        return
+    yield POSTGRES
+    engine = sa.create_engine(POSTGRES)
+    with engine.begin() as connection:
+        for table in ("event", "lease", "operation", "snapshot"):
+            connection.exec_driver_sql(f"drop table {table}")
+    engine.dispose()
+
+
+def run(url: str, statement: str) -> None:
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(statement)
+    engine.dispose()
 
 
 def entries(count: int) -> list[Entry]:
@@ -69,9 +90,7 @@ def test_an_operation_has_its_effect_once(url: str) -> None:
 def test_verify_names_the_first_altered_event(url: str, edit: str, seq: int) -> None:
     journal = Journal(url, "p")
     journal.append(journal.acquire("one"), entries(5), at=1.0)
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
-        connection.execute(edit)
-    connection.close()
+    run(url, edit)
     with pytest.raises(TamperedError) as caught:
         journal.verify()
     assert caught.value.seq == seq
@@ -85,7 +104,11 @@ def test_a_snapshot_counts_only_while_it_fits_the_chain(url: str) -> None:
     found = journal.snapshot()
     assert found is not None
     assert (found.seq, found.state) == (2, {"champion": "m"})
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
-        connection.execute("update snapshot set state = '{}'")
-    connection.close()
+    run(url, "update snapshot set state = '{}'")
     assert journal.snapshot() is None
+
+
+def test_every_writer_that_acquires_gets_an_epoch_of_its_own(url: str) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        epochs = list(pool.map(lambda number: Journal(url, "fresh").acquire(str(number)), range(12)))
+    assert sorted(epochs) == list(range(1, 13))

@@ -103,7 +103,7 @@ def test_check_lists_faults_of_spec_and_code_together(
     assert "it has: view" in text
     assert cli.main(["check", "pipeline.yaml", "--json"]) == 1
     faults = json.loads(capsys.readouterr().out)["faults"]
-    assert {fault["where"] for fault in faults} == {"evaluation.gate.0.metric", "features"}
+    assert {fault["where"] for fault in faults} == {"evaluation.gate.0", "features"}
 
 
 def test_check_survives_code_that_cannot_be_imported(
