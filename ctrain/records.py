@@ -204,6 +204,8 @@ class RunStatus:
     rows: int = 0
     seconds: float = 0.0
     error: str = ""
+    retryable: bool = True
+    """Whether another attempt may end otherwise; a failed run of unusable rows fails again."""
 
 
 # --- evaluation ---------------------------------------------------------------------------------
@@ -392,6 +394,8 @@ class Observed:
     """Replica ids that Serve means to run; None if Serve could not be asked."""
     deployed: bool = True
     """Whether the application exists."""
+    configured: int | None = None
+    """Generation in Serve's own configuration, 0 for an operator's file; None if Serve was not asked."""
 
 
 # --- rollout ------------------------------------------------------------------------------------
@@ -503,7 +507,7 @@ class WindowRequest:
     start: float
     end: float
     watermark: float
-    """Labels of predictions that are mature at this time count."""
+    """Newest event time that was landed: labels of events that are mature by then count."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,8 @@ class FakeTraining:
     starts: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
     bad: set[str] = field(default_factory=set)
+    hopeless: bool = False
+    """Whether the failures would come again with every attempt."""
 
     def start(self, request: RunRequest) -> None:
         self.starts.append(request.run_id)
@@ -102,7 +104,7 @@ class FakeTraining:
 
     def poll(self, run_id: str) -> RunStatus:
         if run_id not in self.runs or run_id in self.bad:
-            return RunStatus(run_id, "failed", error="worker lost")
+            return RunStatus(run_id, "failed", error="worker lost", retryable=not self.hopeless)
         return RunStatus(run_id, "finished", version=f"m-{run_id}", rows=100, seconds=1.0)
 
     def release(self, run_id: str) -> None:
@@ -220,6 +222,7 @@ class FakeServing:
     replicas: list[FakeReplica] = field(default_factory=lambda: [FakeReplica("a"), FakeReplica("b")])
     stored: LiveDocument | None = None
     settled: list[int] = field(default_factory=list)
+    configured: int | None = None
     deployed: bool = False
     deliver: Callable[[FakeReplica], bool] = lambda replica: True
 
@@ -235,10 +238,13 @@ class FakeServing:
 
     def settle(self, document: LiveDocument) -> None:
         self.settled.append(document.generation)
+        self.configured = document.generation
 
     def observe(self) -> Observed:
         reports = tuple(replica.report() for replica in self.replicas)
-        return Observed(reports, tuple(replica.name for replica in self.replicas), self.deployed)
+        return Observed(
+            reports, tuple(replica.name for replica in self.replicas), self.deployed, self.configured
+        )
 
     def remove(self) -> None:
         self.deployed = False

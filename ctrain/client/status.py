@@ -94,6 +94,7 @@ class Status(_Part):
     data: DataStatus = DataStatus()
     drift: DriftStatus = DriftStatus()
     run: str = ""
+    progress: str = ""
     runs: int = 0
     versions: tuple[dict[str, str], ...] = ()
     next: str = ""

@@ -215,7 +215,12 @@ class ControllerActor:
             return {"pipeline": pipeline, "error": f"no pipeline {pipeline!r} is hosted here"}
         controller = host.controller
         return status_of(
-            controller.state, controller.document, host.serving.observe(), time.time(), host.error
+            controller.state,
+            controller.document,
+            host.serving.observe(),
+            time.time(),
+            host.error,
+            controller.progress,
         )
 
     def why(self, pipeline: str, version: str = "", limit: int = 200) -> list[Json]:

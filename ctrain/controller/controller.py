@@ -90,7 +90,8 @@ class Controller:
         self._applied: tuple[int, int] = (0, 0)
         self._applied_at = float("-inf")
         self._deployed = False
-        self._settling = 0
+        self.progress = ""
+        """The run's own word on how far it is."""
 
     @property
     def document(self) -> LiveDocument:
@@ -149,7 +150,10 @@ class Controller:
     # --- see ---
 
     def _observe(self) -> Iterator[Observation]:
-        yield Seen(self._rooms.serving.observe())
+        observed = self._rooms.serving.observe()
+        if not observed.deployed:
+            self._deployed = False  # somebody deleted the application: the next steer creates it again
+        yield Seen(observed)
         yield Tick()
         now = self._clock()
         if now - self._looked >= self.state.pipeline_spec().source.poll:
@@ -163,6 +167,7 @@ class Controller:
                 yield Ingested(*landed)
         if self.state.run is not None and self.state.run.request.run_id in self._started:
             status = self._rooms.training.poll(self.state.run.request.run_id)
+            self.progress = status.progress
             version = self._rooms.registry.read(status.version) if status.version else None
             yield RunSeen(status, version)
         for judged in self._rooms.evaluation.poll():
@@ -215,8 +220,7 @@ class Controller:
             serving.apply(document)
             self._applied, self._applied_at = document.order, now
         calm = not lagging and state.rollout is None and bool(state.champion)
-        if calm and max(state.settled, self._settling) < state.generation:
-            self._settling = state.generation
+        if calm and state.settled < state.generation:
             serving.settle(document)
             self._commit(self._decide(Settled(state.generation)))
 

@@ -324,7 +324,7 @@ def _(observation: RunSeen, state: State, now: float) -> Decision:
             return _run_failed(state, fact.request, f"no result within {timeout:.0f} s", fact.trigger)
         return Decision()
     if status.state == "failed":
-        return _run_failed(state, fact.request, status.error, fact.trigger)
+        return _run_failed(state, fact.request, status.error, fact.trigger, status.retryable)
     version = observation.version
     assert version is not None, "a finished run comes with its manifest"
     if version.id == state.champion:
@@ -378,7 +378,7 @@ def _(observation: EvaluationFailed, state: State, now: float) -> Decision:
 @_decide.register
 def _(observation: Seen, state: State, now: float) -> Decision:
     observed = observation.observed
-    events = list(_converge(state, observed))
+    events = [*_converge(state, observed), *_overwritten(state, observed)]
     rollout = state.rollout
     if rollout is None:
         return _events(*events)
@@ -544,6 +544,16 @@ def _converge(state: State, observed: Observed) -> Iterable[Entry]:
         yield Entry("converged", {"generation": state.generation, "replicas": len(heard)})
 
 
+def _overwritten(state: State, observed: Observed) -> Iterable[Entry]:
+    """Notice that somebody else wrote Serve's configuration: no replica follows it; it is put right."""
+    found = observed.configured
+    calm = state.settled != 0 and state.settled == state.generation
+    if calm and found is not None and found != state.settled:
+        yield Entry("overwritten", {"found": found, "expected": state.settled})
+        text = "an operator's configuration was deployed; it changes nothing that is live and is put right"
+        yield _alert("serving", text)
+
+
 def _begin_run(state: State, spec: PipelineSpec, now: float) -> Iterable[Entry]:
     wanted = state.wanted
     if wanted is None or state.busy:
@@ -587,15 +597,18 @@ def overridden(spec: Json, overrides: Json) -> Json:
     return merged
 
 
-def _run_failed(state: State, request: RunRequest, error: str, trigger: str) -> Decision:
+def _run_failed(
+    state: State, request: RunRequest, error: str, trigger: str, retryable: bool = True
+) -> Decision:
     failed = Entry("run_failed", {"run_id": request.run_id, "attempt": request.attempt, "error": error})
-    if request.attempt < state.pipeline_spec().training.attempts:
+    if retryable and request.attempt < state.pipeline_spec().training.attempts:
         attempt = request.attempt + 1
         run_id = f"{request.run_id.rsplit('-', 1)[0]}-{attempt}"
         again = replace(request, run_id=run_id, attempt=attempt)
         return _events(failed, _run_started(again, trigger, f"attempt {attempt} after: {error}"))
     data = {"run_id": request.run_id, "error": error}
-    text = f"run {request.run_id} given up after {request.attempt} attempts: {error}"
+    tries = f"{request.attempt} attempt{'s' if request.attempt > 1 else ''}"
+    text = f"run {request.run_id} given up after {tries}: {error}"
     return _events(failed, Entry("run_given_up", data), _alert("run", text))
 
 

@@ -444,6 +444,10 @@ def _settled(state: State, data: Json, at: float) -> State:
     return replace(state, settled=data["generation"])
 
 
+def _overwritten(state: State, data: Json, at: float) -> State:
+    return replace(state, settled=0)
+
+
 def _window_started(state: State, data: Json, at: float) -> State:
     return replace(state, windowing=data["end"])
 
@@ -497,6 +501,7 @@ _FOLDS: dict[str, Any] = {
     "resumed": _resumed,
     "converged": _converged,
     "settled": _settled,
+    "overwritten": _overwritten,
     "window_started": _window_started,
     "window_closed": _window_closed,
     "alert": _alert,

@@ -9,7 +9,14 @@ from ctrain.controller.state import State, VersionFact
 from ctrain.records import Json, LiveDocument, Observed, to_json
 
 
-def status_of(state: State, document: LiveDocument, observed: Observed, now: float, error: str = "") -> Json:
+def status_of(
+    state: State,
+    document: LiveDocument,
+    observed: Observed,
+    now: float,
+    error: str = "",
+    progress: str = "",
+) -> Json:
     """What `ctrain status --json` prints.
 
     Args:
@@ -18,6 +25,7 @@ def status_of(state: State, document: LiveDocument, observed: Observed, now: flo
         observed: What the replicas say.
         now: Seconds since 1970.
         error: Why the controller's last step failed; empty if it did not.
+        progress: The run's own word on how far it is.
     """
     refused = [fact for fact in state.partitions.values() if fact.refused]
     report = state.window
@@ -61,6 +69,7 @@ def status_of(state: State, document: LiveDocument, observed: Observed, now: flo
         },
         "window": to_json(report) if report is not None else None,
         "run": state.run.request.run_id if state.run is not None else "",
+        "progress": progress if state.run is not None else "",
         "runs": state.runs,
         "versions": [
             {"version": fact.id, "label": fact.label, "verdict": fact.verdict, "end": fact.end}

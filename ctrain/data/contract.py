@@ -23,6 +23,8 @@ from ctrain.records import ContractReport
 from ctrain.spec import PipelineSpec
 
 NO_LABEL = "label is null"
+NULLS = pa.array(["", "NA", "N/A", "NULL", "null", "NaN", "nan"])
+"""Text that means "no value" in a column of numbers, flags or timestamps."""
 TYPES = {
     "category": pa.string(),
     "number": pa.float64(),
@@ -104,35 +106,86 @@ def refusal(report: ContractReport, limit: float) -> str:
     faults = sum(count for reason, count in report.reasons.items() if reason != NO_LABEL)
     share = faults / report.rows
     if share > limit:
-        worst = max(report.reasons, key=lambda reason: (reason != NO_LABEL, report.reasons[reason]))
+        worst = max(report.reasons, key=lambda reason: (reason != NO_LABEL, report.reasons[reason], reason))
         return f"{share:.1%} of rows break the contract, {limit:.1%} are allowed; most often {worst}"
     return "" if report.accepted else "no row has a label"
 
 
 def _convert(source: pa.Array, column: Column) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
-    """Canonical values, and which ones could not be read as such."""
-    target = TYPES[column.kind]
-    try:
-        if column.kind == "timestamp" and pa.types.is_timestamp(source.type):
-            return source.cast(target, safe=False), np.zeros(len(source), bool)
-        if column.kind == "flag" and pa.types.is_boolean(source.type):
-            return source.cast(pa.int8()).cast(target), np.zeros(len(source), bool)
-        if column.kind in ("number", "flag") and not _is_text(source.type):
-            converted = source.cast(target, safe=False)
-            return pc.if_else(pc.is_nan(converted), None, converted), np.zeros(len(source), bool)
-        if column.kind == "category":
-            return source.cast(target), np.zeros(len(source), bool)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        pass
-    series = source.to_pandas()
+    """Canonical values, and which ones could not be read as such. No value depends on another row."""
+    if pa.types.is_dictionary(source.type):
+        source = source.dictionary_decode()
+    kind, target = source.type, TYPES[column.kind]
+    readable = np.zeros(len(source), bool)
+    if pa.types.is_null(kind):
+        return source.cast(target), readable
+    if column.kind == "category":
+        return _category(source)
+    if column.kind == "timestamp" and pa.types.is_timestamp(kind):
+        return _timestamp(source)
+    if column.kind == "flag" and pa.types.is_boolean(kind):
+        return source.cast(pa.int8()).cast(target), readable
+    if column.kind in ("number", "flag") and pa.types.is_primitive(kind) and not pa.types.is_temporal(kind):
+        converted = source.cast(target, safe=False)
+        return pc.if_else(pc.is_nan(converted), None, converted), readable
+    if pa.types.is_decimal(kind) and column.kind == "number":
+        return source.cast(target), readable
+    if pa.types.is_date(kind) and column.kind == "timestamp":
+        return _timestamp(source.cast(pa.timestamp("s" if kind == pa.date32() else "ms")))
+    if not _is_text(kind):
+        return pa.nulls(len(source), target), np.asarray(pc.is_valid(source))
+    text = source.cast(pa.string())
+    text = pc.if_else(pc.is_in(pc.utf8_trim_whitespace(text), NULLS), None, text)
     if column.kind == "timestamp":
-        read = pd.to_datetime(series, errors="coerce", utc=True, format="ISO8601").dt.tz_localize(None)
-    elif column.kind == "category":
-        read = series.map(lambda value: None if value is None else str(value))
+        read = pd.to_datetime(text.to_pandas(), errors="coerce", utc=True, format="ISO8601")
+        converted = pa.Array.from_pandas(read.dt.tz_localize(None)).cast(target, safe=False)
     else:
-        read = pd.to_numeric(series, errors="coerce")
-    unreadable = np.asarray(read.isna() & series.notna())
-    return pa.Array.from_pandas(read).cast(target, safe=False), unreadable
+        words = {"true": "1", "false": "0"} if column.kind == "flag" else {}
+        converted = pa.array([_number(value, words) for value in text.to_pylist()], target)
+    return converted, np.asarray(pc.and_(pc.is_null(converted), pc.is_valid(text)))
+
+
+def _number(text: str | None, words: Mapping[str, str]) -> float | None:
+    """The nearest float, which `pd.to_numeric` misses by a bit; None if it is no number."""
+    if text is None or "_" in text:
+        return None
+    try:
+        found = float(words.get(text.strip().lower(), text))
+    except ValueError:
+        return None
+    return None if found != found else found
+
+
+def _category(source: pa.Array) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
+    """Text as it is, plain values spelled out; empty text is a missing value, as in feature views."""
+    kind, readable = source.type, np.zeros(len(source), bool)
+    if pa.types.is_nested(kind):
+        return pa.nulls(len(source), pa.string()), np.asarray(pc.is_valid(source))
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        decoded = [_decoded(value) for value in source.to_pylist()]
+        text = pa.array(decoded, pa.string())
+        readable = np.asarray(pc.and_(pc.is_null(text), pc.is_valid(source)))
+    else:
+        text = source.cast(pa.string())
+    return pc.if_else(pc.equal(text, ""), None, text), readable
+
+
+def _decoded(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _timestamp(source: pa.Array) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
+    """Microseconds in UTC; a time that they cannot hold is unreadable, not another time."""
+    factor = {"s": 1_000_000, "ms": 1_000}.get(source.type.unit, 1)
+    whole = source.cast(pa.int64())
+    limit = (2**63 - 1) // factor
+    fits = pc.and_(pc.less_equal(whole, limit), pc.greater_equal(whole, -limit))
+    kept = pc.if_else(fits, source, None)
+    unreadable = np.asarray(pc.fill_null(pc.invert(fits), False))
+    return kept.cast(TYPES["timestamp"], safe=False), unreadable
 
 
 def _faults(
@@ -166,4 +219,4 @@ def _text(values: pa.ChunkedArray) -> Any:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind))
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))

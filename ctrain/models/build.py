@@ -23,7 +23,7 @@ def build_module(model: Json, inputs: Inputs, load: Callable[[str], Any] | None 
         load: Finds a user's factory by import path; None imports it.
 
     Raises:
-        UserCodeError: if the factory is missing or gives no `nn.Module`.
+        UserCodeError: if the factory is missing, raises or gives no `nn.Module`.
     """
     if model["type"] == "tabular":
         return TabularNet(inputs, tuple(model["hidden"]), model["dropout"], model["numbers"])
@@ -31,9 +31,9 @@ def build_module(model: Json, inputs: Inputs, load: Callable[[str], Any] | None 
     factory = (load or _import)(path)
     try:
         module = factory(inputs, **model.get("arguments", {}))
-    except TypeError as error:
+    except Exception as error:
         remedy = "A factory takes (inputs, **arguments), as the spec's model.arguments name them"
-        raise UserCodeError(path, f"failed: {error}", remedy) from error
+        raise UserCodeError(path, f"failed: {type(error).__name__}: {error}", remedy) from error
     if not isinstance(module, nn.Module):
         raise UserCodeError(path, f"gave {type(module).__name__}; expected a torch.nn.Module")
     return module

@@ -60,7 +60,7 @@ def load_network(
 
     Raises:
         CorruptArtifactError: if the bytes are not those of the manifest.
-        WeightsError: if names or shapes do not fit the network, or a number is not finite.
+        WeightsError: if names, shapes or types do not fit the network, or a number is not finite.
     """
     data = weights if weights is not None else read_weights(root, version, which)
     encoder = Encoder.from_json(getattr(version, which).encoder)
@@ -75,6 +75,10 @@ def load_network(
         if tensor.is_floating_point() and not torch.isfinite(tensor.double().sum()):
             raise WeightsError(version.id, f"tensor {name!r} holds numbers that are not finite")
     module = build_module(version.model, encoder.inputs, load)
+    for name, fresh in module.state_dict().items():
+        if name in tensors and tensors[name].dtype != fresh.dtype:
+            problem = f"tensor {name!r} is {tensors[name].dtype}; expected {fresh.dtype}"
+            raise WeightsError(version.id, problem)
     try:
         module.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:

@@ -1,8 +1,9 @@
 """Drift of inputs: alibi-detect's univariate tests on bounded samples, window against reference.
 
 What the library gets wrong by itself is met here: missing values are counted apart and taken out
-(it calls NaN "no drift"), categories that either side lacks are merged into one, tiny windows are not
-tested, and a small p-value alone is no drift: the effect must be worth a warning too.
+(it calls NaN "no drift"), rare categories are merged into one, categories that the reference lacks are
+tested with the others, tiny windows are not tested, and a small p-value alone is no drift: the effect
+must be worth a warning too.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from ctrain.records import FeatureDrift
 from ctrain.spec.monitoring import Drift
 
 MINIMUM = 30
-"""Values on either side below which a feature is not tested."""
+"""Rows, and values among them, on either side below which a feature is not tested."""
 
 OTHER = "other"
 RARE = 5
+"""Rows of both sides together below which a category is merged into `OTHER`."""
 
 
 def tabular_drift(
@@ -50,8 +52,10 @@ def _sample(values: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
 
 def _test(reference: npt.NDArray[Any], window: npt.NDArray[Any], level: float) -> tuple[float, float]:
     """(p-value, effect) of one feature; missing values count as a move of their own."""
+    if min(len(reference), len(window)) < MINIMUM:
+        return 1.0, 0.0
     missing = _missing(reference), _missing(window)
-    gap = abs(float(missing[0].mean()) - float(missing[1].mean())) if len(window) and len(reference) else 0.0
+    gap = abs(float(missing[0].mean()) - float(missing[1].mean()))
     p_missing = _two_shares(missing[0], missing[1]) if gap else 1.0
     here, there = reference[~missing[0]], window[~missing[1]]
     if min(len(here), len(there)) < MINIMUM:
@@ -70,8 +74,11 @@ def _test(reference: npt.NDArray[Any], window: npt.NDArray[Any], level: float) -
 def _numbers(here: npt.NDArray[Any], there: npt.NDArray[Any]) -> tuple[float, float]:
     from alibi_detect.cd import KSDrift
 
-    column = here.astype(np.float32).reshape(-1, 1)
-    result = KSDrift(column, p_val=0.05).predict(there.astype(np.float32).reshape(-1, 1))["data"]
+    # Both sides shifted and scaled alike, which the test does not see, so that float32 can tell
+    # the values of a narrow range apart.
+    middle, scale = float(np.median(here)), float(np.std(here)) or 1.0
+    columns = [((side - middle) / scale).astype(np.float32).reshape(-1, 1) for side in (here, there)]
+    result = KSDrift(columns[0], p_val=0.05).predict(columns[1])["data"]
     return float(result["p_val"][0]), float(result["distance"][0])
 
 
@@ -79,8 +86,7 @@ def _categories(here: npt.NDArray[Any], there: npt.NDArray[Any]) -> tuple[float,
     from alibi_detect.cd import ChiSquareDrift
 
     names, counts = np.unique(np.concatenate([here, there]), return_counts=True)
-    both = set(np.unique(here)) & set(np.unique(there))
-    kept = {str(n) for n, c in zip(names, counts, strict=True) if n in both and c >= RARE}
+    kept = {str(name) for name, count in zip(names, counts, strict=True) if count >= RARE}
     first = np.array([value if value in kept else OTHER for value in here.tolist()])
     second = np.array([value if value in kept else OTHER for value in there.tolist()])
     labels = np.unique(np.concatenate([first, second]))
@@ -88,9 +94,9 @@ def _categories(here: npt.NDArray[Any], there: npt.NDArray[Any]) -> tuple[float,
     effect = float(np.abs(shares[0] - shares[1]).sum() / 2)
     if len(labels) < 2:
         return 1.0, 0.0
-    # alibi-detect refuses a category that the reference lacks: those are tested by the same
-    # chi-square on the union of both sides, so that one new value hides no shift of the others.
-    if OTHER in labels and OTHER not in first:
+    # alibi-detect refuses a category that the reference lacks: the same chi-square on the union of
+    # both sides takes it.
+    if not np.isin(second, first).all():
         from scipy.stats import chi2_contingency
 
         table = [[int(np.sum(side == label)) for label in labels] for side in (first, second)]

@@ -55,13 +55,16 @@ def read_version(root: Root, version: str) -> ModelVersion:
     name = f"{version}/{MANIFEST}"
     data = root.models.read(name)
     try:
-        found = from_json(ModelVersion, json.loads(data))
-        digest = _id_of(found)
-    except ValueError:
+        body = json.loads(data)
+        named = body.pop("id")
+        digest = sha256_of(body)[:ID_DIGITS]
+        if named != version or canonical({**body, "id": named}).encode() != data:
+            digest = hashlib.sha256(data).hexdigest()
+    except (ValueError, TypeError, LookupError, AttributeError):
         digest = hashlib.sha256(data).hexdigest()
     if digest != version:
         raise CorruptArtifactError(root.models.path(name), version, digest)
-    return found
+    return from_json(ModelVersion, {**body, "id": named})
 
 
 def read_weights(root: Root, version: ModelVersion, which: Literal["judged", "served"]) -> bytes:

@@ -73,6 +73,9 @@ class RayServing:
         self._looked = float("-inf")
         self._expected: tuple[str, ...] | None = None
         self._deployed = True
+        self._configured: int | None = None
+        self._writes = 0
+        """Counts our own writes of the configuration: a look that began before one is out of date."""
 
     def deploy(self, document: LiveDocument) -> None:
         """Create the application unless it exists.
@@ -85,7 +88,7 @@ class RayServing:
             if self._pipeline not in apps:
                 apps[self._pipeline] = self.app_config(document)
                 self._put(apps)
-        self._looked = float("-inf")
+        self._wrote(None)
 
     def apply(self, document: LiveDocument) -> None:
         """Write the document to storage, then broadcast it from a thread; the newest one wins."""
@@ -113,11 +116,11 @@ class RayServing:
             if ours is None:
                 ours = {"name": DEPLOYMENT}
                 deployments.append(ours)
-            if ours.get("user_config") == to_json(document) and self._pipeline in apps:
-                return
-            ours["user_config"] = to_json(document)
-            apps[self._pipeline] = config
-            self._put(apps)
+            if ours.get("user_config") != to_json(document) or self._pipeline not in apps:
+                ours["user_config"] = to_json(document)
+                apps[self._pipeline] = config
+                self._put(apps)
+        self._wrote(document.generation)
 
     def heard(self, report: ReplicaReport) -> None:
         """Note what a replica says of itself."""
@@ -139,7 +142,7 @@ class RayServing:
                 self._looker = threading.Thread(target=self._look, name="serve-status", daemon=True)
                 self._looker.start()
             reports = tuple(report for at, report in self._reports.values() if now - at <= _HEARD_FOR)
-            return Observed(reports, self._expected, self._deployed)
+            return Observed(reports, self._expected, self._deployed, self._configured)
 
     def remove(self) -> None:
         """Delete the application."""
@@ -183,6 +186,12 @@ class RayServing:
             },
             "deployments": [deployment],
         }
+
+    def _wrote(self, generation: int | None) -> None:
+        with self._lock:
+            self._writes += 1
+            self._configured, self._deployed = generation, True
+            self._looked = float("-inf")
 
     # --- Serve -------------------------------------------------------------------------------
 
@@ -230,6 +239,8 @@ class RayServing:
                 _log.warning("unreadable report", extra={"pipeline": self._pipeline})
 
     def _look(self) -> None:
+        with self._lock:
+            writes = self._writes
         try:
             app = _client().get_serve_details().get("applications", {}).get(self._pipeline)
         except (RayError, RayServeException, DeployError, RuntimeError, TimeoutError, ValueError):
@@ -242,7 +253,19 @@ class RayServing:
                 expected.append(replica["replica_id"])
         with self._lock:
             self._expected = tuple(sorted(expected))
-            self._deployed = app is not None
+            if writes == self._writes:
+                self._deployed = app is not None
+                self._configured = _generation(app)
+
+
+def _generation(app: dict[str, Any] | None) -> int | None:
+    """Generation of the `user_config` that the app was configured with; 0 without one of ours."""
+    if app is None or not app.get("deployed_app_config"):
+        return None
+    for deployment in app["deployed_app_config"].get("deployments", []):
+        if deployment["name"] == DEPLOYMENT:
+            return int((deployment.get("user_config") or {}).get("generation", 0))
+    return 0
 
 
 def _client() -> Any:

@@ -61,7 +61,7 @@ def fit(
         after_epoch: Called by every rank with the progress so far.
 
     Raises:
-        TrainingError: if there is no row, or the loss is not finite.
+        TrainingError: if there is no row, the module's shape is wrong, or loss or weights are not finite.
     """
     if not len(labels_B):
         raise TrainingError(run_id, "no rows to train on")
@@ -86,14 +86,25 @@ def fit(
                 group["lr"] = one_cycle((epoch * steps + step) / total, training.learning_rate)
             rows = order[step * batch : (step + 1) * batch].to(inputs_BW.device)
             optimizer.zero_grad(set_to_none=True)
-            loss = nn.functional.binary_cross_entropy_with_logits(model(inputs_BW[rows]), labels_B[rows])
+            logits_B = model(inputs_BW[rows])
+            if logits_B.shape != rows.shape:
+                found = f"logits of shape {tuple(logits_B.shape)} for {batch} rows; expected ({batch},)"
+                raise TrainingError(run_id, f"the network gave {found}")
+            loss = nn.functional.binary_cross_entropy_with_logits(logits_B, labels_B[rows])
             torch.autograd.backward(loss)
             optimizer.step()
             loss_sum += loss.detach()
         mean = float(loss_sum) / steps
         if not math.isfinite(mean):
             raise TrainingError(run_id, f"the loss is {mean} after epoch {epoch + 1}; lower learning_rate")
-        weights = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+        weights = {
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in module.state_dict().items()
+        }
+        for name, value in weights.items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                problem = f"weights {name!r} are not finite after epoch {epoch + 1}; lower learning_rate"
+                raise TrainingError(run_id, problem)
         progress = Progress(epoch + 1, weights, optimizer_state(optimizer, parameters), mean)
         after_epoch(progress)
     return progress

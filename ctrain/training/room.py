@@ -58,6 +58,7 @@ class RayTraining:
                 rows=result["rows"],
                 seconds=result["seconds"],
                 error=result["error"],
+                retryable=result.get("retryable", True),
             )
         if not alive:
             return RunStatus(run_id, "failed", error="the run's actor died without a result")

@@ -12,6 +12,7 @@ import os
 import platform
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ import safetensors.torch
 import torch
 
 import ctrain
-from ctrain.data.read import Dataset
-from ctrain.errors import TrainingError
+from ctrain.data.read import Dataset, Features
+from ctrain.errors import CtrainError, StorageError, TrainingError
 from ctrain.features import FeatureView, PartitionStatistics, columns_to_json, load_view
 from ctrain.models.build import build_module
 from ctrain.models.encoder import Encoder
@@ -34,6 +35,10 @@ from ctrain.training.loop import Progress, fit
 SETS = ("judged", "served")
 
 
+class RunLostError(TrainingError):
+    """Workers kept dying, whatever they were given; another attempt may succeed."""
+
+
 def run_folder(request: RunRequest) -> Path:
     """Folder of a run's request, progress and result."""
     return Root(Path(request.root)).pipeline(request.pipeline).runs / request.run_id
@@ -42,8 +47,12 @@ def run_folder(request: RunRequest) -> Path:
 def execute(request: RunRequest) -> ModelVersion:
     """Train by Ray Train and register the version; needs a connection to Ray.
 
+    A run whose worker died goes on from its last checkpoint, `training.max_failures` times. A worker
+    that found rows, spec or user code unusable would find the same again: that ends the run.
+
     Raises:
-        TrainingError: if the run ended without weights.
+        CtrainError: what a worker found unusable.
+        RunLostError: if the workers died too often.
     """
     # The controller of Ray Train polls its workers this often; at its default, 2 s, reports queue.
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
@@ -52,7 +61,8 @@ def execute(request: RunRequest) -> ModelVersion:
 
     spec = parse_spec(request.spec)
     folder = run_folder(request)
-    write_atomically(folder / "request.json", canonical(to_json(request)).encode())
+    record = {**to_json(request), "environment": environment(spec.training.use_gpu)}
+    write_atomically(folder / "request.json", canonical(record).encode())
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=to_json(request),
@@ -64,20 +74,39 @@ def execute(request: RunRequest) -> ModelVersion:
         run_config=ray.train.RunConfig(
             name=request.run_id,
             storage_path=str(folder),
-            failure_config=ray.train.FailureConfig(max_failures=spec.training.max_failures),
+            # Ray Train cannot tell a dead worker from rows that fail each time; `_fit` can.
+            failure_config=ray.train.FailureConfig(max_failures=0),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
-    try:
-        result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        causes = [str(cause) for cause in getattr(error, "worker_failures", {}).values()]
-        text = causes[0] if causes else str(error)
-        raise TrainingError(request.run_id, text.strip().splitlines()[-1]) from error
+    result = _fit(trainer, request.run_id, spec.training.max_failures)
     if result.checkpoint is None:
-        raise TrainingError(request.run_id, "Ray Train ended without a checkpoint")
+        raise RunLostError(request.run_id, "Ray Train ended without a checkpoint")
     with result.checkpoint.as_directory() as checkpoint:
         return _register(request, spec, Path(checkpoint))
+
+
+def _fit(trainer: Any, run_id: str, max_failures: int) -> Any:
+    """Fit, and again from the last checkpoint if a worker or Ray Train's own actor died."""
+    import ray.train
+
+    for failures in range(max_failures + 1):
+        try:
+            return trainer.fit()
+        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+            causes = list(getattr(error, "worker_failures", {}).values()) or [error]
+            for cause in causes:
+                if not is_retryable(cause):
+                    raise cause from error
+            if failures == max_failures:
+                text = str(causes[0]).strip().splitlines()[-1]
+                raise RunLostError(run_id, f"{text} ({failures + 1} failures)") from error
+    raise AssertionError("unreachable")
+
+
+def is_retryable(error: Exception) -> bool:
+    """Whether the same run may succeed: storage and the machine may recover, a refusal stands."""
+    return not isinstance(error, CtrainError) or isinstance(error, (StorageError, RunLostError))
 
 
 def train_worker(config: Json) -> None:
@@ -88,6 +117,7 @@ def train_worker(config: Json) -> None:
     os.nice(10)  # serving shares the machine and must win
     request = from_json(RunRequest, config)
     spec = parse_spec(request.spec)
+    torch.set_num_threads(max(1, int(spec.training.cpus_per_worker)))
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = get_device()
@@ -136,6 +166,7 @@ class _Window:
         self._request, self._spec = request, spec
         root = Root(Path(request.root), open_root(request.root).store)
         self.view: FeatureView = load_view(spec.features)
+        self.environment = environment(spec.training.use_gpu)
         self._dataset = Dataset(root, request.pipeline, request.dataset_version)
 
     def partitions(self, which: str) -> list[str]:
@@ -154,21 +185,36 @@ class _Window:
     def tensors(
         self, which: str, encoder: Encoder, rank: int, world: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        matrices, labels = [], []
-        for name in self.partitions(which):
-            found = self._dataset.features(
-                name, self.view, self._spec.label.name, self._spec.source.event_time
-            )
-            matrices.append(encoder.encode(found.arrays))
-            labels.append(found.label)
-        rows = sum(len(part) for part in labels)
-        positives = sum(int(part.sum()) for part in labels)
-        if positives in (0, rows):
-            problem = f"all {rows} rows of the window have one label; two classes are needed"
-            raise TrainingError(self._request.run_id, problem)
-        equal = rows - rows % world  # every rank takes the same number of steps
-        inputs = torch.from_numpy(np.concatenate(matrices)[:equal][rank::world].copy())
-        return inputs, torch.from_numpy(np.concatenate(labels)[:equal][rank::world].copy())
+        source, label = self._spec.source, self._spec.label
+        parts = (
+            self._dataset.features(name, self.view, label.name, source.event_time)
+            for name in self.partitions(which)
+        )
+        return encode_share(self._request.run_id, parts, encoder, rank, world)
+
+
+def encode_share(
+    run_id: str, parts: Iterable[Features], encoder: Encoder, rank: int, world: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Matrix and labels of one rank: of all rows, every `world`-th from `rank` on.
+
+    Raises:
+        TrainingError: if all rows, this rank's and the others', have one label.
+    """
+    matrices, labels = [], []
+    rows = positives = 0
+    for part in parts:
+        mine = slice((rank - rows) % world, None, world)
+        matrices.append(encoder.encode({name: values[mine] for name, values in part.arrays.items()}))
+        labels.append(part.label[mine])
+        rows += len(part.label)
+        positives += int(part.label.sum())
+    if positives in (0, rows):
+        problem = f"all {rows} rows of the window have one label; two classes are needed"
+        raise TrainingError(run_id, problem)
+    equal = rows // world  # every rank takes the same number of steps
+    inputs = torch.from_numpy(np.concatenate(matrices)[:equal])
+    return inputs, torch.from_numpy(np.concatenate(labels)[:equal])
 
 
 class _Done:
@@ -184,7 +230,7 @@ def _write_checkpoint(
     folder: Path, which: str, progress: Progress, encoder: Encoder, data: _Window, done: _Done
 ) -> None:
     finished = {**done.finished, which: (progress, encoder)}
-    meta: Json = {"which": which, "sets": {}}
+    meta: Json = {"which": which, "sets": {}, "environment": data.environment}
     for name, (state, fitted) in finished.items():
         safetensors.torch.save_file(state.weights, folder / f"{name}.safetensors")
         meta["sets"][name] = {"epoch": state.epoch, "loss": state.loss, "encoder": fitted.to_json()}
@@ -237,7 +283,7 @@ def _register(request: RunRequest, spec: PipelineSpec, checkpoint: Path) -> Mode
         "parent": request.parent,
         "rows": rows,
         "spec_sha256": spec.sha256,
-        "environment": environment(spec.training.use_gpu),
+        "environment": meta["environment"],
         "metrics": {f"{name}_loss": float(meta["sets"][name]["loss"]) for name in SETS},
     }
     judged, served = (
@@ -247,7 +293,7 @@ def _register(request: RunRequest, spec: PipelineSpec, checkpoint: Path) -> Mode
 
 
 def environment(gpu: bool) -> dict[str, str]:
-    """Versions that a repetition of the run needs."""
+    """What a repetition of the run needs: versions, and the device as this process sees it."""
     import ray
 
     return {
@@ -256,7 +302,7 @@ def environment(gpu: bool) -> dict[str, str]:
         "torch": torch.__version__,
         "ray": ray.__version__,
         "numpy": np.__version__,
-        "device": torch.cuda.get_device_name() if gpu else platform.machine(),
+        "device": torch.cuda.get_device_name() if gpu and torch.cuda.is_available() else platform.machine(),
     }
 
 
@@ -279,6 +325,7 @@ class RunActor:
             version = execute(request)
             result = {"version": version.id, "rows": version.rows, "error": ""}
         except Exception as error:  # noqa: BLE001 - whatever ended the run is its result
-            result = {"version": "", "rows": 0, "error": f"{type(error).__name__}: {error}"}
+            text = f"{type(error).__name__}: {error}"
+            result = {"version": "", "rows": 0, "error": text, "retryable": is_retryable(error)}
         result["seconds"] = time.monotonic() - began
         write_atomically(run_folder(request) / "result.json", canonical(result).encode())

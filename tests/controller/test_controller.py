@@ -229,3 +229,29 @@ def test_every_journaled_event_is_told_once(bench: Bench) -> None:
     )
     bench.serve_first()
     assert told == list(range(told[0], bench.controller.state.seq + 1))
+
+
+def test_an_operators_deploy_is_reported_and_put_right_and_changes_nothing_live(bench: Bench) -> None:
+    champion = bench.serve_first()
+    bench.run(10)
+    bench.world.serving.configured = 0
+    bench.run(3)
+    assert bench.world.serving.configured == bench.controller.state.generation
+    assert bench.kinds().count("overwritten") == 1
+    assert bench.controller.state.champion == champion
+
+
+def test_a_deleted_application_is_created_again(bench: Bench) -> None:
+    bench.serve_first()
+    bench.run(5)
+    bench.world.serving.deployed = False
+    bench.run(2)
+    assert bench.world.serving.deployed
+
+
+def test_a_failure_that_would_come_again_is_not_tried_again(bench: Bench) -> None:
+    bench.world.training.bad.add("p-00001-1")
+    bench.world.training.hopeless = True
+    bench.world.land(0, 1, 2)
+    bench.until(lambda: "run_given_up" in bench.kinds())
+    assert bench.world.training.starts == ["p-00001-1"]
