@@ -92,6 +92,8 @@ class Host:
                 self.error = f"{type(error).__name__}: {error}"
                 log.exception("step of %s failed; trying again", self.spec.pipeline)
                 self.ended.wait(1.0)
+                with self.lock:
+                    self.controller.reload()
             self.wake.wait(STEP_EVERY)
             self.wake.clear()
 

@@ -45,6 +45,7 @@ from ctrain.records import (
     IngestRequest,
     Json,
     LiveDocument,
+    Sighting,
     WindowRequest,
     from_json,
     to_json,
@@ -147,6 +148,10 @@ class Controller:
             self._journal.save_snapshot(self.epoch, self.state.seq, to_json(self.state))
             self._snapshot_at = self.state.seq
 
+    def reload(self) -> None:
+        """Fold the journal again, after a step that raised: nothing in memory is to be trusted then."""
+        self.state = recover(self._journal)
+
     # --- see ---
 
     def _observe(self) -> Iterator[Observation]:
@@ -159,7 +164,7 @@ class Controller:
         if now - self._looked >= self.state.pipeline_spec().source.poll:
             self._looked = now
             known = {name: fact.sha256 for name, fact in self.state.partitions.items()}
-            yield Looked(tuple(self._rooms.source.look(known)))
+            yield self._look(known)
         for landed in self._rooms.ingest.poll():
             if isinstance(landed, Failure):
                 yield IngestFailed(landed.key, landed.error)
@@ -180,6 +185,12 @@ class Controller:
                 yield Windowed(self.state.windowing, None, windowed.error)
             else:
                 yield Windowed(windowed[1].end, windowed[1])
+
+    def _look(self, known: dict[str, str]) -> Looked:
+        try:
+            return Looked(tuple(self._rooms.source.look(known)))
+        except OSError as error:  # a source that is away must not hold up what is under way
+            return Looked((Sighting("", None, f"cannot be read: {error}"),))
 
     # --- decide and journal ---
 
@@ -227,7 +238,6 @@ class Controller:
     def _execute(self, command: Command) -> None:
         if command.key in self._started:
             return
-        self._started.add(command.key)
         state = self.state
         name = str(state.spec["pipeline"])
         match command:
@@ -248,6 +258,8 @@ class Controller:
                         key, name, self._root, state.spec, state.champion, start, end, state.watermark
                     )
                 )
+        # Only now: a start that raised is tried again by the next step.
+        self._started.add(command.key)
 
 
 def recover(journal: Journal) -> State:

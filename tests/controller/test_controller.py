@@ -8,7 +8,7 @@ from fakes import FakeClock, World
 from ctrain.controller.controller import Controller, recover
 from ctrain.controller.journal import Journal
 from ctrain.errors import FencedError
-from ctrain.records import Sighting
+from ctrain.records import RunRequest, Sighting
 
 
 class Bench:
@@ -255,3 +255,36 @@ def test_a_failure_that_would_come_again_is_not_tried_again(bench: Bench) -> Non
     bench.world.land(0, 1, 2)
     bench.until(lambda: "run_given_up" in bench.kinds())
     assert bench.world.training.starts == ["p-00001-1"]
+
+
+def test_a_room_that_raises_is_asked_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, calls = bench.world.training.start, []
+
+    def flaky(request: RunRequest) -> None:
+        calls.append(request.run_id)
+        if len(calls) == 1:
+            raise ConnectionError("no cluster for a moment")
+        start(request)
+
+    monkeypatch.setattr(bench.world.training, "start", flaky)
+    bench.world.land(0, 1, 2)
+    with pytest.raises(ConnectionError):
+        bench.until(lambda: False)
+    bench.controller.reload()
+    bench.until(lambda: bool(bench.controller.state.champion))
+    assert calls == ["p-00001-1", "p-00001-1"]
+
+
+def test_a_source_that_is_away_does_not_hold_up_what_is_under_way(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.world.land(0, 1, 2)
+    bench.until(lambda: bench.controller.state.run is not None or "run_finished" in bench.kinds())
+
+    def away(known: dict[str, str]) -> list[Sighting]:
+        raise PermissionError("token expired")
+
+    monkeypatch.setattr(bench.world.source, "look", away)
+    bench.until(lambda: bool(bench.controller.state.champion))
+    bench.run(10)
+    assert bench.controller.state.problems == {"": "cannot be read: token expired"}
