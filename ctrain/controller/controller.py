@@ -56,6 +56,10 @@ log = logging.getLogger("ctrain.controller")
 SNAPSHOT_EVERY = 200
 """Events between two snapshots."""
 
+SETTLE_AFTER = 10.0
+"""Seconds of calm before the live document goes into Serve's own configuration: that write doubles the
+99 % latency for its second, so it keeps away from decisions, and several of them share one."""
+
 APPLY_AGAIN = 1.0
 """Seconds after which a document that was not taken everywhere is broadcast again."""
 
@@ -91,6 +95,7 @@ class Controller:
         self._applied: tuple[int, int] = (0, 0)
         self._applied_at = float("-inf")
         self._deployed = False
+        self._calm_since = clock()
         self.progress = ""
         """The run's own word on how far it is."""
 
@@ -230,8 +235,9 @@ class Controller:
         if document.order != self._applied or (lagging and now - self._applied_at >= APPLY_AGAIN):
             serving.apply(document)
             self._applied, self._applied_at = document.order, now
-        calm = not lagging and state.rollout is None and bool(state.champion)
-        if calm and state.settled < state.generation:
+        if lagging or state.rollout is not None or not state.champion:
+            self._calm_since = now
+        elif state.settled < state.generation and now - self._calm_since >= SETTLE_AFTER:
             serving.settle(document)
             self._commit(self._decide(Settled(state.generation)))
 

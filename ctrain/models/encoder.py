@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ctrain.errors import FeatureError
 from ctrain.features.statistics import PartitionStatistics
-from ctrain.features.view import Arrays
+from ctrain.features.view import FLOAT64, Arrays
 from ctrain.records import Json
 
 SMALL = 16
@@ -49,6 +49,7 @@ class Encoder:
     """(mean, standard deviation) of each number."""
     edges: dict[str, tuple[float, ...]]
     _lookup: dict[str, dict[str, int]] = field(init=False, repr=False, compare=False)
+    _scales: Any = field(init=False, repr=False, compare=False)
     _sorted: dict[str, npt.NDArray[np.str_]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -59,6 +60,8 @@ class Encoder:
         object.__setattr__(self, "_lookup", lookup)
         arrays = {name: np.array(values, dtype=np.str_) for name, values in self.vocabularies.items()}
         object.__setattr__(self, "_sorted", arrays)
+        scales = np.array(list(self.scales.values()), dtype=np.float64).reshape(-1, 2)
+        object.__setattr__(self, "_scales", (scales[:, 0].copy(), scales[:, 1].copy()))
 
     @staticmethod
     def fit(statistics: PartitionStatistics, bins: int, minimum_count: int) -> Encoder:
@@ -102,7 +105,7 @@ class Encoder:
         Raises:
             FeatureError: if a feature is absent or of another kind than the fitted one.
         """
-        rows = len(next(iter(features.values())))
+        rows = len(next(iter(features.values()), ()))
         matrix = np.empty((rows, len(self.vocabularies) + len(self.scales)), dtype=np.float32)
         column = 0
         for name in self.vocabularies:
@@ -111,12 +114,20 @@ class Encoder:
                 raise FeatureError(name, "is absent or no text; the encoder was fitted on text")
             matrix[:, column] = self._indexes(name, values)
             column += 1
-        for name, (mean, deviation) in self.scales.items():
+        numbers = []
+        for name in self.scales:
             values = features.get(name)
-            if values is None or values.dtype.kind == "U":
+            if values is None or (values.dtype is not FLOAT64 and values.dtype.kind == "U"):
                 raise FeatureError(name, "is absent or text; the encoder was fitted on numbers")
-            matrix[:, column] = (values - mean) / deviation
-            column += 1
+            numbers.append(values)
+        if not numbers:
+            return matrix
+        mean, deviation = self._scales
+        if rows == 1:
+            matrix[0, column:] = (np.concatenate(numbers) - mean) / deviation
+            return matrix
+        for at, values in enumerate(numbers):
+            matrix[:, column + at] = (values - mean[at]) / deviation[at]
         return matrix
 
     def _indexes(self, name: str, values: npt.NDArray[Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -44,44 +45,69 @@ class Network:
         return self.probabilities(self.encoder.encode(self.view(arrays)))
 
 
-def load_network(
-    root: Root,
-    version: ModelVersion,
-    which: Literal["judged", "served"],
-    weights: bytes | None = None,
-) -> Network:
+def load_network(root: Root, version: ModelVersion, which: Literal["judged", "served"]) -> Network:
     """Load one set of weights of a version.
 
     Args:
         root: Where versions and code lie.
         version: The manifest.
         which: Which of its two sets.
-        weights: The set's bytes where the caller has read and hashed them; None reads them.
 
     Raises:
         CorruptArtifactError: if the bytes are not those of the manifest.
-        WeightsError: if names, shapes or types do not fit the network, or a number is not finite.
+        WeightsError: as `assemble`, or if the file cannot be read.
     """
-    data = weights if weights is not None else read_weights(root, version, which)
+    try:
+        tensors = safetensors.torch.load(read_weights(root, version, which))
+    except SafetensorError as error:
+        raise WeightsError(version.id, f"unreadable weights: {error}") from None
+    check_finite(version.id, tensors)
+    return assemble(root, version, which, tensors)
+
+
+def check_finite(version: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse weights with infinity or NaN.
+
+    Raises:
+        WeightsError: names the tensor.
+    """
+    for name, tensor in tensors.items():
+        # Infinity and NaN survive a sum, in one pass without a mask of the same size; a large finite
+        # tensor may overflow it, so look closer then.
+        if tensor.is_floating_point() and not (
+            torch.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all())
+        ):
+            raise WeightsError(version, f"tensor {name!r} holds numbers that are not finite")
+
+
+def assemble(
+    root: Root,
+    version: ModelVersion,
+    which: Literal["judged", "served"],
+    tensors: Mapping[str, torch.Tensor],
+) -> Network:
+    """Build a network around weights that are in memory already: no copy, no random start.
+
+    Raises:
+        WeightsError: if names, shapes or types do not fit the network, or the feature view is not the
+            one it was trained with.
+    """
     encoder = Encoder.from_json(getattr(version, which).encoder)
     load = partial(load_attribute, root, version.code)
     view: Any = load(version.features)
-    try:
-        tensors = safetensors.torch.load(data)
-    except SafetensorError as error:
-        raise WeightsError(version.id, f"unreadable weights: {error}") from None
-    for name, tensor in tensors.items():
-        # The sum of finite numbers of a layer is finite; one pass without a mask of the same size.
-        if tensor.is_floating_point() and not torch.isfinite(tensor.double().sum()):
-            raise WeightsError(version.id, f"tensor {name!r} holds numbers that are not finite")
-    module = build_module(version.model, encoder.inputs, load)
+    if view.hash != version.view_hash:
+        raise WeightsError(version.id, f"feature view {version.features} is not the one it was trained with")
+    with torch.device("meta"):
+        module = build_module(version.model, encoder.inputs, load)
     for name, fresh in module.state_dict().items():
         if name in tensors and tensors[name].dtype != fresh.dtype:
             problem = f"tensor {name!r} is {tensors[name].dtype}; expected {fresh.dtype}"
             raise WeightsError(version.id, problem)
     try:
-        module.load_state_dict(tensors, strict=True, assign=True)
+        module.load_state_dict(dict(tensors), strict=True, assign=True)
     except RuntimeError as error:
         raise WeightsError(version.id, f"weights do not fit the network: {error}") from None
-    module.eval()
+    if any(part.is_meta for part in (*module.parameters(), *module.buffers())):
+        raise WeightsError(version.id, "the network has state that its weights file does not hold")
+    module.eval().requires_grad_(False)
     return Network(version, view, encoder, module)

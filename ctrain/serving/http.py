@@ -50,18 +50,23 @@ async def read_body(request: Request, limit: int) -> bytes:
     Raises:
         RefusedRequest: 413 for a longer one.
     """
-    problem = (Problem("", f"expected at most {limit} bytes"),)
-    too_long = RefusedRequest(413, "the body is too long", problem)
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and len(declared) < 19 and int(declared) > limit:
-        raise too_long
+    declared = next((value for name, value in request.scope["headers"] if name == b"content-length"), b"")
+    if declared.isdigit():
+        if len(declared) > 18 or int(declared) > limit:
+            raise _too_long(limit)
+        return await request.body()  # the server reads no more than was declared
     pieces, size = [], 0
     async for piece in request.stream():
         size += len(piece)
         if size > limit:
-            raise too_long
+            raise _too_long(limit)
         pieces.append(piece)
     return b"".join(pieces)
+
+
+def _too_long(limit: int) -> RefusedRequest:
+    problem = Problem("", f"expected at most {limit} bytes")
+    return RefusedRequest(413, "the body is too long", (problem,))
 
 
 class LabelRoutes:

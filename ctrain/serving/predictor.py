@@ -85,6 +85,7 @@ class Predictor:
         self.log = PredictionLog(folder, f"{self.replica}-{self.incarnation}", self.limits.flush)
         self._labels = LabelRoutes(pipeline, LabelStore(folder, self.limits.horizon))
         self._schema: RequestSchema | None = None
+        self._schema_of: tuple[dict[str, Any], dict[str, Any]] | None = None
         self._in_flight = 0
         self._published: dict[str, int] = {}
         self._link = link or ControllerLink()
@@ -159,7 +160,10 @@ class Predictor:
         also: dict[str, Any] = {}
         for model in (live.challenger, live.previous):
             also |= model.columns if model is not None else {}
-        self._schema = RequestSchema(live.champion.columns, also)
+        also = {name: column for name, column in also.items() if name not in live.champion.columns}
+        if self._schema_of != (live.champion.columns, also):  # making one takes milliseconds
+            self._schema = RequestSchema(live.champion.columns, also)
+            self._schema_of = (live.champion.columns, also)
 
     def _exchange(self) -> Any:
         report = self.report()

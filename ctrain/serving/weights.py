@@ -201,19 +201,22 @@ def _id(slot: Slot) -> tuple[str, str]:
 class TorchModel:
     """Served weights of a model version with its view and encoder."""
 
-    def __init__(self, version: Any, sha256: str, view: Any, encoder: Any, module: Any) -> None:
+    def __init__(self, network: Any, sha256: str) -> None:
+        import torch
+
+        from ctrain.features import RowReader
+
+        version = network.version
         self.version, self.sha256, self.threshold = version.id, sha256, version.threshold
         self.columns: dict[str, Any] = version.columns
-        self._view, self._encoder, self._module = view, encoder, module
+        self._read = RowReader(network.view.columns)
+        self._view, self._encoder, self._module = network.view, network.encoder, network.module
+        self._torch = torch
 
     def predict(self, rows: list[dict[str, Any]]) -> list[float]:
         """One probability a row, through view, encoder and network."""
-        import torch
-
-        from ctrain.features import arrays_from_rows
-
-        features = self._view(arrays_from_rows(self._view.columns, rows))
-        inputs_BW = torch.from_numpy(self._encoder.encode(features))
+        torch = self._torch
+        inputs_BW = torch.from_numpy(self._encoder.encode(self._view(self._read(rows))))
         with torch.inference_mode():
             values: list[float] = torch.sigmoid(self._module(inputs_BW)).tolist()
         return values
@@ -226,12 +229,8 @@ def load_model(root: Root, slot: Slot) -> Model:
         WeightsError: if the manifest names other weights, or they cannot serve.
         CorruptArtifactError: if the bytes are not those of the hash.
     """
-    import torch
-
-    from ctrain.models.build import build_module
-    from ctrain.models.encoder import Encoder
+    from ctrain.models.loading import assemble
     from ctrain.registry.versions import read_version
-    from ctrain.storage.code import load_attribute
 
     version = read_version(root, slot.version)
     if version.served.sha256 != slot.sha256:
@@ -239,21 +238,7 @@ def load_model(root: Root, slot: Slot) -> Model:
             slot.version, f"the registry holds {version.served.sha256[:12]}, asked for {slot.sha256[:12]}"
         )
     tensors = _at_low_priority(lambda: _verified_tensors(root, version.id, version.served))
-    view = load_attribute(root, version.code, version.features)
-    if view.hash != version.view_hash:
-        raise WeightsError(
-            slot.version, f"feature view {version.features} is not the one it was trained with"
-        )
-    encoder = Encoder.from_json(version.served.encoder)
-    with torch.device("meta"):
-        module = build_module(
-            version.model, encoder.inputs, load=lambda path: load_attribute(root, version.code, path)
-        )
-    module.load_state_dict(tensors, strict=True, assign=True)
-    module.eval().requires_grad_(False)
-    if any(part.is_meta for part in (*module.parameters(), *module.buffers())):
-        raise WeightsError(slot.version, "the network has state that its weights file does not hold")
-    model = TorchModel(version, slot.sha256, view, encoder, module)
+    model = TorchModel(assemble(root, version, "served", tensors), slot.sha256)
     for _ in range(3):
         values = model.predict([example_row(version.columns)])
     if len(values) != 1 or not all(map(math.isfinite, values)):
@@ -283,7 +268,8 @@ def example_row(columns: dict[str, Any]) -> dict[str, Any]:
 def _verified_tensors(root: Root, version: str, weights: WeightSet) -> dict[str, Any]:
     """Read, hash and check the weights in pieces that leave the interpreter to the event loop."""
     import safetensors.torch
-    import torch
+
+    from ctrain.models.loading import check_finite
 
     name = f"{version}/{weights.file}"
     digest, pieces, size = hashlib.sha256(), [], 0
@@ -296,12 +282,7 @@ def _verified_tensors(root: Root, version: str, weights: WeightSet) -> dict[str,
     if digest.hexdigest() != weights.sha256:
         raise CorruptArtifactError(root.models.path(name), weights.sha256, digest.hexdigest())
     tensors: dict[str, Any] = safetensors.torch.load(b"".join(pieces))
-    for key, tensor in tensors.items():
-        # inf and NaN survive a sum; a large finite tensor may overflow it, so look closer then
-        if tensor.is_floating_point() and not (
-            torch.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all())
-        ):
-            raise WeightsError(version, f"tensor {key} holds numbers that are not finite")
+    check_finite(version, tensors)
     return tensors
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+import hashlib
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -206,9 +208,13 @@ def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
 
 
 def test_bytes_that_are_no_safetensors_are_refused(tmp_path: Path) -> None:
-    root = Root(tmp_path)
+    root, data = Root(tmp_path), b"\x80\x04not tensors"
+    version = register(root)
+    digest = hashlib.sha256(data).hexdigest()
+    version = dataclasses.replace(version, served=dataclasses.replace(version.served, sha256=digest))
+    root.models.write(f"{version.id}/served.safetensors", data)
     with pytest.raises(WeightsError, match="unreadable"):
-        load_network(root, register(root), "served", b"\x80\x04not tensors")
+        load_network(root, version, "served")
 
 
 def test_changed_bytes_are_refused_before_they_are_parsed(tmp_path: Path) -> None:
