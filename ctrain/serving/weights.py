@@ -216,7 +216,12 @@ class TorchModel:
     def predict(self, rows: list[dict[str, Any]]) -> list[float]:
         """One probability a row, through view, encoder and network."""
         torch = self._torch
-        inputs_BW = torch.from_numpy(self._encoder.encode(self._view(self._read(rows))))
+        arrays, matrix = self._read(rows), None
+        if len(rows) == 1:
+            matrix = self._encoder.encode_one(self._view.function(arrays))
+        if matrix is None:
+            matrix = self._encoder.encode(self._view(arrays))
+        inputs_BW = torch.from_numpy(matrix)
         with torch.inference_mode():
             values: list[float] = torch.sigmoid(self._module(inputs_BW)).tolist()
         return values

@@ -123,6 +123,9 @@ def test_the_encoder_gives_one_row_the_bits_of_the_batch() -> None:
     for index in range(500):
         row = again.encode({name: values[index : index + 1] for name, values in features.items()})
         assert row.tobytes() == batch[index : index + 1].tobytes()
+        one = again.encode_one({name: values[index : index + 1] for name, values in features.items()})
+        assert one is not None
+        assert one.tobytes() == row.tobytes()
 
 
 def test_a_constant_or_absent_number_still_encodes() -> None:
@@ -131,3 +134,19 @@ def test_a_constant_or_absent_number_still_encodes() -> None:
     matrix = encoder.encode(features)
     assert np.all(matrix[:, 0] == 0)
     assert np.all(np.isnan(matrix[:, 1]))
+
+
+def test_one_row_that_is_unusual_is_left_to_the_way_with_checks() -> None:
+    features = {"c": np.array(["a", "b"] * 10), "x": np.arange(20.0), "y": np.arange(20.0)}
+    encoder = Encoder.fit(PartitionStatistics.of(features), bins=4, minimum_count=1)
+    good = {"c": np.array(["a"]), "x": np.array([1.0]), "y": np.array([2])}
+    assert encoder.encode_one(good) is not None
+    for bad in (
+        {"x": np.array([1.0, 2.0])},
+        {"x": np.array(["1"])},
+        {"x": 1.0},
+        {"c": np.array(["a", "b"])},
+        {"x": np.array([1.0, 2.0]), "y": np.array([])},
+    ):
+        assert encoder.encode_one({**good, **bad}) is None
+    assert encoder.encode_one({"c": good["c"], "x": good["x"]}) is None
