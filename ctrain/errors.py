@@ -256,4 +256,4 @@ class UnavailableError(ClientError, ConnectionError):
         self.url, self.problem = url, problem
 
     def __str__(self) -> str:
-        return f"{self.url}: {self.problem}. Calls are idempotent: send it again."
+        return f"{self.url}: {self.problem}. It may be sent again: a verb with the same key."

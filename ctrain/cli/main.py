@@ -35,7 +35,9 @@ Pipeline = Annotated[
     str,
     typer.Option("--pipeline", "-p", envvar="CTRAIN_PIPELINE", help="Name; by default ./pipeline.yaml's."),
 ]
-Url = Annotated[str, typer.Option("--url", envvar="CTRAIN_URL", help="Address of Serve.")]
+Url = Annotated[
+    str, typer.Option("--url", envvar="CTRAIN_URL", help="Address of Serve.", show_default="this machine's")
+]
 Token = Annotated[str, typer.Option("--token", envvar="CTRAIN_TOKEN", help="By default that of the root.")]
 Reason = Annotated[str, typer.Option("--reason", "-r", help="Why; it stands in the journal. Asked for.")]
 Key = Annotated[str, typer.Option("--key", help="Idempotency key; fresh by default.")]
@@ -43,7 +45,7 @@ RootPath = Annotated[str, typer.Option("--root", envvar="CTRAIN_ROOT", help="Whe
 Attach = Annotated[bool, typer.Option("--attach", help="Ask the controller on Ray, not Serve over HTTP.")]
 Wait = Annotated[float, typer.Option("--wait", help="Seconds to wait; 0 does not wait.")]
 
-DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_URL = f"http://127.0.0.1:{os.environ.get('CTRAIN_HTTP_PORT', '8000')}"
 
 
 # --- as a driver ---
@@ -118,7 +120,9 @@ def backfill(
 def evaluate(
     pipeline: Pipeline = "",
     version: Annotated[str, typer.Option(help="Id or label; the newest by default.")] = "",
-    against: Annotated[str, typer.Option(help="Id or label; the champion by default.")] = "",
+    against: Annotated[
+        str | None, typer.Option(help="Id or label; the champion by default, '' for nobody.")
+    ] = None,
     root: RootPath = "",
     as_json: Json = False,
 ) -> None:
@@ -126,7 +130,7 @@ def evaluate(
     from ctrain.controller import driver
 
     name = _pipeline(pipeline)
-    _drive(as_json, lambda say: driver.evaluate(name, version, against or None, root or None, say))
+    _drive(as_json, lambda say: driver.evaluate(name, version, against, root or None, say))
 
 
 @app.command()
@@ -283,7 +287,10 @@ def _operate(
     if as_json:
         put_json(done)
     else:
-        put(f"{name}  {verb}: done, generation {done.get('generation')}")
+        word = "wanted" if verb == "retrain" else "done"
+        put(
+            f"{name}  {verb}: {word}" + (f", generation {done['generation']}" if "generation" in done else "")
+        )
 
 
 def _drive(as_json: bool, verb: Callable[[Callable[[str], None]], Any]) -> None:

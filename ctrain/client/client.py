@@ -2,18 +2,22 @@
 
 Every call is idempotent: a verb carries its `Idempotency-Key` through all tries, a prediction may be
 repeated, a label that is sent twice counts once. So the client retries by itself when a connection
-breaks or a server says "later", until its deadline.
+breaks or a server says "later", until its deadline. What JSON cannot hold is refused before it is sent.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 
@@ -21,7 +25,8 @@ from ctrain.client.status import Status, parse_status
 from ctrain.errors import ConflictError, RequestError, UnauthorizedError, UnavailableError
 from ctrain.records import Json
 
-LATER = frozenset({502, 503, 504})
+ROUTES_WITHIN = 6.0
+"""Seconds in which a proxy that was started anew knows its routes again; until then it answers 404."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class Client:
         url: Of Serve's HTTP endpoint, e.g. `http://127.0.0.1:8000`.
         pipeline: Its name.
         token: Operator's bearer token; CTRAIN_TOKEN by default. Only operator verbs need it.
-        timeout: Seconds that a call may take, all tries together.
+        timeout: Seconds that a call may take, all tries together. Proxies of the environment are not used.
         transport: httpx transport, for tests.
         sleep: Waits between tries, for tests.
     """
@@ -60,10 +65,10 @@ class Client:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.pipeline = pipeline
-        self._url = f"{url.rstrip('/')}/{pipeline}"
-        self._token = token or os.environ.get("CTRAIN_TOKEN", "")
+        self._url = f"{url.rstrip('/')}/{quote(pipeline, safe='')}"
+        self._token = (token or os.environ.get("CTRAIN_TOKEN", "")).strip()
         self._timeout, self._sleep = timeout, sleep
-        self._http = httpx2.Client(transport=transport, timeout=timeout)
+        self._http = httpx2.Client(transport=transport, timeout=timeout, trust_env=False)
 
     def __enter__(self) -> Client:
         return self
@@ -81,14 +86,15 @@ class Client:
         """Score one row.
 
         Args:
-            features: The feature view's columns.
+            features: The feature view's columns: text, numbers, flags, and times as `datetime`,
+                `date`, `numpy.datetime64` or ISO text.
             key: Whose request this is; the same key meets the same version during a rollout.
 
         Raises:
             RequestError: names each wrong field.
             UnavailableError: if nothing answered in time.
         """
-        body: Json = {"features": dict(features)}
+        body: Json = {"features": _row("features", features)}
         if key is not None:
             body["key"] = key
         answer = self._send("POST", "/predict", body)
@@ -96,7 +102,7 @@ class Client:
 
     def predict_many(self, rows: Sequence[Mapping[str, Any]], key: str | None = None) -> list[Prediction]:
         """Score rows in one request; one version answers all of them."""
-        body: Json = {"rows": [dict(row) for row in rows]}
+        body: Json = {"rows": [_row(f"rows.{at}", row) for at, row in enumerate(rows)]}
         if key is not None:
             body["key"] = key
         answer = self._send("POST", "/predict", body)
@@ -116,7 +122,8 @@ class Client:
 
     def label_many(self, labels: Mapping[str, float]) -> dict[str, str]:
         """Tell the truth about many predictions: result by prediction id."""
-        body = {"labels": [{"prediction_id": name, "value": value} for name, value in labels.items()]}
+        sent = _row("labels", labels)
+        body = {"labels": [{"prediction_id": name, "value": value} for name, value in sent.items()]}
         answer = self._send("POST", "/labels", body)
         return {item["prediction_id"]: item["result"] for item in answer["results"]}
 
@@ -126,13 +133,17 @@ class Client:
 
     def why(self, version: str = "") -> list[Json]:
         """History of a version (`v8` or its id), or of the whole pipeline, oldest first."""
-        answer = self._send("GET", f"/why?version={version}")
+        answer = self._send("GET", f"/why?version={quote(version, safe='')}")
         events: list[Json] = answer["events"]
         return events
 
     def healthy(self) -> bool:
-        """Whether a champion answers."""
-        return self._http.get(f"{self._url}/health").status_code == 200
+        """Whether a champion answers, asked once; False as well where nobody answers."""
+        try:
+            response = self._http.get(f"{self._url}/health")
+            return response.status_code == 200 and response.json().get("ready") is True
+        except (httpx2.TransportError, ValueError, AttributeError):
+            return False
 
     def retrain(self, reason: str, overrides: Json | None = None, key: str | None = None) -> Json:
         """Start a run now; `overrides` change the spec for this run, e.g. {"training": {"seed": 11}}."""
@@ -165,26 +176,97 @@ class Client:
     def _send(
         self, method: str, path: str, body: Json | None = None, headers: Mapping[str, str] | None = None
     ) -> Json:
-        url, deadline, wait = f"{self._url}{path}", time.monotonic() + self._timeout, 0.05
+        url, began, wait = f"{self._url}{path}", time.monotonic(), 0.05
+        content = None if body is None else _encode(body)
+        sent = {**(headers or {}), **({"Content-Type": "application/json"} if content else {})}
         while True:
-            problem = ""
+            pause = wait
             try:
-                response = self._http.request(method, url, json=body, headers=dict(headers or {}))
-                if not _later(response):
+                response = self._try(method, url, content, sent, began + self._timeout)
+                if not _later(response, time.monotonic() - began):
                     return _read(response)
                 problem = f"answered {response.status_code}: {response.text[:200]}"
+                pause = max(wait, _retry_after(response))
             except httpx2.TransportError as error:
-                problem = f"{type(error).__name__}: {error}"
-            if time.monotonic() + wait > deadline:
+                problem = f"{type(error).__name__}: {error}".rstrip(": ")
+            if time.monotonic() + pause >= began + self._timeout:
                 raise UnavailableError(url, problem)
-            self._sleep(wait)
+            self._sleep(pause)
             wait = min(2 * wait, 1.0)
 
+    def _try(
+        self, method: str, url: str, content: bytes | None, headers: Mapping[str, str], deadline: float
+    ) -> httpx2.Response:
+        """One try, within what is left of the call's time, however slowly the answer trickles in."""
+        left = max(deadline - time.monotonic(), 0.001)
+        request = self._http.build_request(method, url, content=content, headers=headers, timeout=left)
+        response = self._http.send(request, stream=True)
+        try:
+            pieces = []
+            for piece in response.iter_bytes():
+                pieces.append(piece)
+                if time.monotonic() > deadline:
+                    raise httpx2.ReadTimeout("the answer was not complete in time", request=request)
+        finally:
+            response.close()
+        plain = {name: text for name, text in response.headers.items() if name != "content-encoding"}
+        return httpx2.Response(response.status_code, headers=plain, content=b"".join(pieces))
 
-def _later(response: httpx2.Response) -> bool:
-    """Whether the same call may succeed in a moment; a proxy without servers says 500 by itself."""
-    by_proxy = response.status_code == 500 and "x-request-id" not in response.headers
-    return response.status_code in LATER or by_proxy
+
+def _row(where: str, row: Mapping[str, Any]) -> Json:
+    """A row as JSON has it.
+
+    Raises:
+        RequestError: names each field that JSON cannot hold.
+    """
+    plain, problems = {}, []
+    for name, value in row.items():
+        try:
+            plain[name] = _plain(value)
+        except ValueError as error:
+            problems.append(f"{where}.{name}: {error}")
+    if problems:
+        raise RequestError(422, tuple(problems))
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """Times as ISO text, numpy's scalars as Python's; anything else unchanged."""
+    if type(value).__module__ == "numpy" and hasattr(value, "dtype") and not getattr(value, "shape", ()):
+        if value.dtype.kind == "M":
+            value = value.astype("datetime64[us]")
+            if value != value:
+                raise ValueError("is not a time")
+        value = value.item()
+    if isinstance(value, date):  # a datetime is one, and pandas' Timestamp and NaT are datetimes
+        if value != value:
+            raise ValueError("is not a time")
+        return value.isoformat()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("is not a finite number")
+    if value is not None and not isinstance(value, str | int | float):
+        raise ValueError(f"expected text, a number, a flag or a time, found {type(value).__name__}")
+    return value
+
+
+def _encode(body: Json) -> bytes:
+    """Raises RequestError for what JSON cannot hold."""
+    try:
+        return json.dumps(body, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RequestError(422, (f"the body cannot be sent as JSON: {error}",)) from None
+
+
+def _later(response: httpx2.Response, seconds: float) -> bool:
+    """Whether the same call may succeed in a moment."""
+    if response.status_code == 404 and seconds < ROUTES_WITHIN:
+        return "json" not in response.headers.get("content-type", "")  # a proxy's, not a replica's
+    return response.status_code >= 500
+
+
+def _retry_after(response: httpx2.Response) -> float:
+    text = response.headers.get("retry-after", "")
+    return min(float(text), 60.0) if text.isascii() and text.isdigit() else 0.0
 
 
 def _read(response: httpx2.Response) -> Json:
@@ -192,15 +274,16 @@ def _read(response: httpx2.Response) -> Json:
     try:
         data = response.json()
     except ValueError:
-        data = {"error": response.text[:200]}
-    if status < 400:
+        data = None
+    if status < 300 and isinstance(data, dict):
         result: Json = data
         return result
-    error = str(data.get("error", "")) if isinstance(data, dict) else str(data)
+    if not isinstance(data, dict):
+        data = {"error": f"no pipeline answers there. Check name and address: {response.text[:200]}"}
+    error = str(data.get("error", ""))
     if status in (401, 403):
         raise UnauthorizedError(status, error or "not authorised")
     if status == 409:
         raise ConflictError(error, int(data.get("generation", -1)))
-    problems = data.get("problems", []) if isinstance(data, dict) else []
-    named = tuple(f"{item.get('field', '')}: {item.get('problem', '')}" for item in problems)
+    named = tuple(f"{item.get('field', '')}: {item.get('problem', '')}" for item in data.get("problems", []))
     raise RequestError(status, named or (error,))

@@ -118,7 +118,7 @@ class Controller:
         request: Json = {"verb": verb, "reason": reason, "body": body or {}}
         known = self._journal.result_of(key, request)
         if known is not None:
-            return known
+            return {**known, "generation": self.state.generation}
         decision = self._decide(Operated(verb, by, reason, body or {}))
         result: Json
         if decision.refusal:

@@ -14,6 +14,7 @@ from functools import singledispatch
 
 from ctrain.controller.journal import Entry
 from ctrain.controller.state import Evidence, State
+from ctrain.errors import SpecError
 from ctrain.records import (
     Analysis,
     GateDecision,
@@ -29,7 +30,7 @@ from ctrain.records import (
     to_json,
 )
 from ctrain.rollout import RolloutState, advance, analyse
-from ctrain.spec import PipelineSpec
+from ctrain.spec import PipelineSpec, parse_spec
 from ctrain.spec.evaluation import HIGHER_IS_BETTER
 from ctrain.spec.triggers import NewData, Performance, Schedule
 
@@ -483,6 +484,10 @@ def _(observation: Operated, state: State, now: float) -> Decision:
         return _events(Entry("pipeline_stopped", who))
     if verb == "retrain":
         overrides = observation.body.get("overrides", {})
+        try:
+            parse_spec(overridden(state.spec, overrides), origin="the spec with these overrides")
+        except SpecError as error:
+            return Decision(refusal=str(error))
         data = {**who, "trigger": "operator", "overrides": overrides}
         return _events(Entry("retrain_wanted", data))
     if verb == "rollback":

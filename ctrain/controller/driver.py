@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import sys
 import time
 import urllib.error
@@ -40,6 +41,9 @@ Say = Callable[[str], None]
 _USER_CODE_FAILS = (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError, OSError)
 _ENDS = {"promoted", "aborted", "rolled_back", "run_given_up", "pipeline_stopped"}
 """Kinds of event that end what a retrain began; a gate that does not accept ends it as well."""
+
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Ours serves on this machine or cluster: proxies of the environment do not know it."""
 
 
 # --- without a cluster ---
@@ -140,7 +144,7 @@ def start(
     )
     if wait:
         _wait_for_health(route, wait)
-        say(f"{route}/health answers")
+        say(f"{route}/health answers, through {_ingress()}")
     return {**answer, "pipeline": spec.pipeline, "root": str(place.path), "route": route, "code": code}
 
 
@@ -169,8 +173,13 @@ def retrain(
     say(f"{pipeline}  retrain wanted: {reason}")
     if not wait:
         return answer
+    ours = False  # until then, what is told is of a run or rollout that was under way before
     for line in _follow(pipeline, int(answer.get("after", 0)), wait):
         say(f"{line['at']}  {line['kind']:<16} {line['text']}")
+        if line["kind"] == "run_started":
+            ours = (line["data"].get("trigger"), line["data"].get("reason")) == ("operator", reason)
+        if not ours and line["kind"] != "pipeline_stopped":
+            continue
         refused = line["kind"] == "gate_decided" and line["data"]["decision"]["verdict"] != "accept"
         if line["kind"] == "promoted":
             return {**answer, "end": line["kind"], "text": line["text"]}
@@ -182,7 +191,10 @@ def retrain(
 def rollback(pipeline: str, reason: str, key: str = "", say: Say = print) -> Json:
     """Withdraw the challenger and go back to the previous champion."""
     answer = _operate(pipeline, "rollback", reason, key)
-    say(f"{pipeline}  rolled back, generation {answer.get('generation')}")
+    say(
+        f"{pipeline}  rolled back"
+        + (f", generation {answer['generation']}" if "generation" in answer else "")
+    )
     return answer
 
 
@@ -223,7 +235,7 @@ def ingest(
     """Land one day and wait until it is committed or refused.
 
     Args:
-        spec_path: The pipeline's YAML file.
+        spec_path: The pipeline's YAML file. The source is the one that the pipeline was started with.
         folder: A folder named by its day with parquet or CSV files; it is copied into the source and
             sealed. None waits for what has landed there already.
         root: Where everything is kept.
@@ -233,9 +245,10 @@ def ingest(
     Raises:
         DataError: if it was refused, or nothing came of it in time.
     """
-    spec = load_spec(spec_path)
+    place = open_root(root)
+    spec = _hosted(place, spec_path)
     names = [_land(spec, Path(folder))] if folder is not None else _landed(spec)
-    return _await_landing(spec, open_root(root), names, wait, say)
+    return _await_landing(spec, place, names, wait, say)
 
 
 def backfill(
@@ -246,13 +259,16 @@ def backfill(
     say: Say = print,
 ) -> Json:
     """Land every day below a folder, oldest first, and wait for all of them."""
-    spec = load_spec(spec_path)
+    place = open_root(root)
+    spec = _hosted(place, spec_path)
+    if not Path(folder).is_dir():
+        raise DataError(f"{folder}: no such folder")
     days = sorted(entry for entry in Path(folder).iterdir() if entry.is_dir() and _is_day(entry.name))
     if not days:
         raise DataError(f"{folder}: no folder is named by a day; expected e.g. 2013-03-14")
     names = [_land(spec, day) for day in days]
     say(f"{spec.pipeline}  {len(names)} days landed, {names[0]} to {names[-1]}")
-    return _await_landing(spec, open_root(root), names, wait, say)
+    return _await_landing(spec, place, names, wait, say)
 
 
 # --- judging ---
@@ -270,7 +286,8 @@ def evaluate(
     Args:
         pipeline: Name of the pipeline.
         version: Id or label; the newest version by default.
-        against: Id or label to compare with; the champion by default, empty for nobody.
+        against: Id or label to compare with; the champion by default, or its predecessor where the
+            champion itself is judged; empty for nobody.
         root: Where everything is kept.
         say: Takes lines of progress.
 
@@ -289,15 +306,19 @@ def evaluate(
         raise CtrainError(f"{pipeline}: no model version is registered yet; run: ctrain retrain")
     newest = max(state.versions.values(), key=lambda fact: fact.at).id
     candidate = _version_id(state, version) if version else newest
-    champion = state.champion if against is None else _version_id(state, against) if against else ""
+    if against is None:
+        champion = state.previous if candidate == state.champion else state.champion
+    else:
+        champion = _version_id(state, against) if against else ""
     if champion == candidate:
-        champion = ""
+        raise CtrainError(f"{pipeline}: {version or candidate} would be compared with itself")
     request = EvaluationRequest(f"job-{_key()}", pipeline, str(place.path), state.spec, candidate, champion)
     attach()
     environment = {"working_dir": code_uri(place, state.code)} if state.code else {}
     task = ray.remote(score).options(name=f"evaluate {pipeline} {candidate}", runtime_env=environment)
     decision = ray.get(task.remote(request), timeout=1800)
-    say(f"{pipeline}  {candidate}: {decision.verdict.replace('_', ' ')}: {decision.reason}")
+    other = f" against {_label(state, champion)}" if champion else ""
+    say(f"{pipeline}  {_label(state, candidate)}{other}: {decision.verdict.replace('_', ' ')}")
     for result in decision.criteria:
         value = "none" if result.value is None else f"{result.value:.4f}"
         say(f"  {result.metric:<10} {value:>8}  {result.rule:<24} {result.verdict}  {result.reason}")
@@ -322,12 +343,20 @@ def attach() -> None:
     if ray.is_initialized():
         return
     try:
+        _reach(os.environ.get("RAY_ADDRESS", ""))
         ray.init(address="auto", namespace=namespace(), log_to_driver=False, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError, TimeoutError, RayError) as error:
+    except (OSError, RuntimeError, RayError) as error:
         raise CtrainError(
-            f"no Ray cluster answers ({error}). Start one with cluster/local.sh start, or run this "
-            "with `ray job submit`"
+            f"no Ray cluster answers ({error}). Start one with cluster/local.sh start and export what it "
+            "prints, or run this with `ray job submit`"
         ) from None
+
+
+def _reach(address: str) -> None:
+    """Raises OSError at once where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
 
 
 def http_url() -> str:
@@ -335,6 +364,25 @@ def http_url() -> str:
     host = os.environ.get("CTRAIN_HTTP_HOST", "127.0.0.1")
     shown = "127.0.0.1" if host == "0.0.0.0" else host
     return os.environ.get("CTRAIN_URL") or f"http://{shown}:{os.environ.get('CTRAIN_HTTP_PORT', '8000')}"
+
+
+def _ingress() -> str:
+    """Which proxy stands before the replicas: Serve's switches count only where Ray was started."""
+    from ray.exceptions import RayError
+    from ray.util.state import list_actors
+
+    try:
+        found = list_actors(
+            filters=[("class_name", "=", "HAProxyManager"), ("state", "=", "ALIVE")], timeout=5
+        )
+    except (RayError, OSError, RuntimeError, ValueError):
+        return "a proxy that could not be told"
+    if found:
+        return "HAProxy"
+    return (
+        "Serve's Python proxy, which is slower and does not retry. For HAProxy, set "
+        "RAY_SERVE_ENABLE_HA_PROXY=1 before Ray starts, as cluster/local.sh does"
+    )
 
 
 def code_folder(spec_path: Path, spec: PipelineSpec) -> Path:
@@ -376,12 +424,16 @@ def _ask(actor: Any, method: str, *arguments: Any) -> Json:
 def _ask_json(actor: Any, method: str, *arguments: Any) -> Any:
     """Call the actor, again while it restarts: mutating calls carry a key."""
     import ray
-    from ray.exceptions import ActorUnavailableError, GetTimeoutError
+    from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayTaskError
 
     end = time.monotonic() + 60.0
     while True:
         try:
             return ray.get(getattr(actor, method).remote(*arguments), timeout=30)
+        except RayTaskError as error:
+            if isinstance(error.cause, CtrainError):
+                raise error.cause from None  # without Ray's text around it
+            raise
         except (ActorUnavailableError, GetTimeoutError) as error:
             if time.monotonic() > end:
                 raise ServingError(f"the controller does not answer: {error}") from None
@@ -403,7 +455,7 @@ def _wait_for_health(route: str, seconds: float) -> None:
     end = time.monotonic() + seconds
     while True:
         try:
-            with urllib.request.urlopen(f"{route}/health", timeout=5) as response:
+            with _DIRECT.open(f"{route}/health", timeout=5) as response:
                 if response.status == 200:
                     return
                 problem = f"answered {response.status}"
@@ -439,6 +491,19 @@ def _state(place: Root, pipeline: str) -> State:
         return recover(journal)
 
 
+def _hosted(place: Root, spec_path: str | Path) -> PipelineSpec:
+    """The spec of a file, with the source that its pipeline was started with: a job runs in a copied
+    folder, where a relative path leads nowhere."""
+    spec = load_spec(spec_path)
+    started = _state(place, spec.pipeline)
+    return spec.model_copy(update={"source": started.pipeline_spec().source}) if started.spec else spec
+
+
+def _label(state: State, version: str) -> str:
+    fact = state.versions.get(version)
+    return f"{fact.label} ({version})" if fact else version
+
+
 def _version_id(state: State, name: str) -> str:
     for fact in state.versions.values():
         if name in (fact.id, fact.label):
@@ -457,7 +522,7 @@ def _by() -> str:
         user = getpass.getuser()
     except (KeyError, OSError):
         user = "unknown"
-    return f"{user} by job" if job else user
+    return f"{user} (job)" if job else user
 
 
 def _absolute(path: str) -> bool:
@@ -491,15 +556,24 @@ def _land(spec: PipelineSpec, folder: Path) -> str:
         raise DataError(f"{folder}: the folder's name is no day; expected e.g. 2013-03-14")
     if "://" in spec.source.path:
         raise DataError(f"source.path {spec.source.path} is a URL: upload and seal there, then ingest alone")
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
     landing = Path(spec.source.path)
     target = landing / name
-    if (target / SEAL).exists() or folder.resolve() == target.resolve():
+    if folder.resolve() == target.resolve():
         if not (target / SEAL).exists():
             seal_partition(target)
         return name
     files = [file for file in sorted(folder.iterdir()) if file.suffix in (".parquet", ".csv")]
     if not files:
         raise DataError(f"{folder}: no parquet or CSV file in it")
+    if (target / SEAL).exists():
+        if _same(files, target):
+            return name
+        raise DataError(
+            f"{folder}: {name} has landed with other content, which stands. "
+            "Land corrections as a new partition"
+        )
     fresh = landing / f".{name}.{uuid.uuid4().hex}"
     fresh.mkdir(parents=True)
     for file in files:
@@ -509,6 +583,17 @@ def _land(spec: PipelineSpec, folder: Path) -> str:
         shutil.rmtree(target)
     fresh.rename(target)
     return name
+
+
+def _same(files: Sequence[Path], sealed: Path) -> bool:
+    """Whether a sealed partition holds just these files."""
+    from ctrain.data.land import SEAL
+    from ctrain.storage import file_sha256
+
+    entries = json.loads((sealed / SEAL).read_text(encoding="utf-8"))["files"]
+    return {file.name: file_sha256(file) for file in files} == {
+        entry["name"]: entry["sha256"] for entry in entries
+    }
 
 
 def _await_landing(spec: PipelineSpec, place: Root, names: Sequence[str], wait: float, say: Say) -> Json:

@@ -125,6 +125,12 @@ def in_words(event: Event) -> str:
         case "gate_decided":
             decision = data["decision"]
             return f"{decision['verdict'].replace('_', ' ')}: {decision['reason']}"
+        case "ingest_started":
+            return f"{data['key']}: {len(data['partitions'])} partitions"
+        case "ingest_ended":
+            return str(data["key"])
+        case "rollout_started":
+            return str(data["rollout"])
         case "rollout_step":
             return f"{data['phase']} step {data['step'] + 1}"
         case "analysed":

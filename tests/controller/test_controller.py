@@ -288,3 +288,13 @@ def test_a_source_that_is_away_does_not_hold_up_what_is_under_way(
     bench.until(lambda: bool(bench.controller.state.champion))
     bench.run(10)
     assert bench.controller.state.problems == {"": "cannot be read: token expired"}
+
+
+def test_overrides_that_are_no_spec_are_refused_with_their_faults(bench: Bench) -> None:
+    bench.serve_first()
+    answer = bench.controller.operate(
+        "retrain", "k", "ann", "try", {"overrides": {"training": {"epochs": -1}}}
+    )
+    assert answer["status"] == 409
+    assert "training.epochs" in answer["error"]
+    assert "retrain_wanted" not in bench.kinds()[-3:]

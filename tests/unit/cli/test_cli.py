@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,11 @@ import pytest
 
 from ctrain.cli import main as cli
 from ctrain.client import Client
-from ctrain.errors import StorageError
+from ctrain.controller import driver
+from ctrain.controller.state import State
+from ctrain.errors import DataError, StorageError
+from ctrain.spec import load_spec
+from ctrain.storage import open_root
 
 SPEC = """
 pipeline: flights-late
@@ -211,3 +216,72 @@ def test_a_token_that_others_may_read_is_refused(project: Path) -> None:
     (open_root().path / "token").chmod(0o644)
     with pytest.raises(StorageError, match="chmod 600"):
         cli._root_token()
+
+
+def test_a_cluster_that_is_not_there_is_told_at_once(project: Path) -> None:
+    # A process of its own: this one may be on the tests' Ray already.
+    code = "import sys; from ctrain.cli import main; sys.exit(main.main(['status', '--attach']))"
+    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 1
+    assert "no Ray cluster answers" in ended.stderr
+
+
+def day(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "rows.csv").write_text(text)
+    return folder
+
+
+def test_a_day_is_copied_and_sealed_and_landing_it_again_changes_nothing(project: Path) -> None:
+    spec = load_spec("pipeline.yaml")
+    folder = day(project / "in" / "2020-01-01", "x\n1\n")
+    assert driver._land(spec, folder) == "2020-01-01"
+    seal = project / "landing" / "2020-01-01" / "_SEALED.json"
+    before = seal.stat().st_mtime_ns
+    assert driver._land(spec, folder) == "2020-01-01"
+    assert seal.stat().st_mtime_ns == before
+    (folder / "rows.csv").write_text("x\n2\n")
+    with pytest.raises(DataError, match="other content"):
+        driver._land(spec, folder)
+    assert [file.name for file in (project / "landing").iterdir()] == ["2020-01-01"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("monday", "is no day"), ("2020-01-02", "no such folder"), ("2020-01-03", "no parquet")],
+)
+def test_a_folder_that_is_no_day_is_refused(name: str, words: str, project: Path) -> None:
+    (project / "in" / "2020-01-03").mkdir(parents=True)
+    with pytest.raises(DataError, match=words):
+        driver._land(load_spec("pipeline.yaml"), project / "in" / name)
+
+
+def test_a_job_lands_where_the_pipeline_was_started_to_look(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = load_spec("pipeline.yaml").source.model_copy(update={"path": "/elsewhere"})
+    spec = load_spec("pipeline.yaml").model_copy(update={"source": started})
+    monkeypatch.setattr(driver, "_state", lambda place, pipeline: State(spec=spec.to_json()))
+    assert driver._hosted(open_root(), "pipeline.yaml").source.path == "/elsewhere"
+
+
+def test_only_the_end_of_the_run_that_was_asked_for_ends_a_retrain(monkeypatch: pytest.MonkeyPatch) -> None:
+    def line(seq: int, kind: str, **data: Any) -> dict[str, Any]:
+        return {"seq": seq, "at": "", "kind": kind, "text": kind, "data": data}
+
+    events = [
+        line(1, "promoted"),
+        line(2, "run_started", trigger="new_data", reason="3 new partitions"),
+        line(3, "gate_decided", decision={"verdict": "refuse"}),
+        line(4, "run_started", trigger="operator", reason="why"),
+        line(5, "gate_decided", decision={"verdict": "accept"}),
+        line(6, "promoted"),
+    ]
+    monkeypatch.setattr(driver, "_operate", lambda *arguments: {"ok": True, "after": 0})
+    monkeypatch.setattr(driver, "why", lambda pipeline, limit: events)
+    said: list[str] = []
+    assert driver.retrain("p", "why", wait=5, say=said.append)["end"] == "promoted"
+    assert len(said) == 7

@@ -1,12 +1,17 @@
 import json
+import math
+import time
+from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 
 from ctrain.client import Client
 from ctrain.client.status import parse_status
-from ctrain.errors import ClientError, ConflictError, RequestError, UnauthorizedError, UnavailableError
+from ctrain.errors import ConflictError, RequestError, UnauthorizedError, UnavailableError
 
 PREDICTION = {"value": 0.25, "prediction_id": "p-1", "version": "v7", "slot": "champion"}
 
@@ -81,11 +86,106 @@ def test_calls_that_nobody_answered_are_sent_again(broken: Any) -> None:
     assert len(server.requests) == 3
 
 
-def test_an_error_of_the_replica_itself_is_not_sent_again() -> None:
+def test_an_error_of_the_replica_itself_is_unavailable_at_the_deadline() -> None:
     server = FakeServer((500, {"error": "the model could not score"}, {"x-request-id": "1"}))
-    with pytest.raises(ClientError, match="could not score"):
-        server.client().predict({})
-    assert len(server.requests) == 1
+    with pytest.raises(UnavailableError, match="could not score"):
+        server.client(timeout=0.1).predict({})
+    assert len(server.requests) > 1
+
+
+def test_the_tries_of_a_call_share_one_deadline() -> None:
+    server = FakeServer((503, {}))
+    server.sleep = time.sleep  # type: ignore[method-assign]
+    began = time.monotonic()
+    with pytest.raises(UnavailableError):
+        server.client(timeout=0.5).predict({})
+    assert time.monotonic() - began < 0.6
+    left = [request.extensions["timeout"]["read"] for request in server.requests]
+    assert left == sorted(left, reverse=True)
+    assert left[-1] < 0.3
+
+
+def test_an_answer_that_trickles_in_is_given_up_at_the_deadline() -> None:
+    def trickle() -> Iterator[bytes]:
+        while True:
+            time.sleep(0.02)
+            yield b" "
+
+    transport = httpx2.MockTransport(lambda request: httpx2.Response(200, content=trickle()))
+    with pytest.raises(UnavailableError, match="not complete in time"):
+        Client("http://x", "p", timeout=0.2, transport=transport).predict({})
+
+
+def test_a_server_that_says_when_is_asked_then() -> None:
+    server = FakeServer((503, {}, {"Retry-After": "2"}), (200, PREDICTION))
+    server.client().predict({})
+    assert server.slept == 2.0
+
+
+def test_a_proxy_that_does_not_know_its_routes_yet_is_asked_again() -> None:
+    page = httpx2.Response(404, text="Path '/p' not found", headers={"content-type": "text/plain"})
+    answers = [page, httpx2.Response(200, json=PREDICTION)]
+    transport = httpx2.MockTransport(lambda request: answers.pop(0))
+    assert Client("http://x", "p", transport=transport).predict({}).version == "v7"
+
+
+def test_times_and_numpy_s_scalars_are_sent_as_json_has_them() -> None:
+    server = FakeServer((200, PREDICTION))
+    at = datetime(2013, 3, 1, 5, 0, 1)
+    features = {
+        "a": at, "b": at.date(), "c": np.datetime64(at, "h"), "d": np.datetime64(at, "ns"),
+        "e": np.float32(0.5), "f": np.int64(3), "g": np.bool_(True), "h": np.str_("UA"), "i": None,
+    }  # fmt: skip
+    server.client().predict(features)
+    assert json.loads(server.requests[0].content)["features"] == {
+        "a": "2013-03-01T05:00:01", "b": "2013-03-01", "c": "2013-03-01T05:00:00", "d": "2013-03-01T05:00:01",
+        "e": 0.5, "f": 3, "g": True, "h": "UA", "i": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (math.nan, "features.x: is not a finite number"),
+        (np.float64("inf"), "features.x: is not a finite number"),
+        (np.datetime64("NaT"), "features.x: is not a time"),
+        (b"UA", "features.x: expected text, a number, a flag or a time, found bytes"),
+        ([1.0], "found list"),
+        (np.zeros(2), "found ndarray"),
+    ],
+)
+def test_what_json_cannot_hold_is_named_before_it_is_sent(value: Any, words: str) -> None:
+    server = FakeServer((200, PREDICTION))
+    with pytest.raises(RequestError, match=words):
+        server.client().predict({"x": value, "y": 1})
+    with pytest.raises(RequestError, match=words.replace("features.x", "rows.1.x")):
+        server.client().predict_many([{"x": 1}, {"x": value}])
+    assert not server.requests
+
+
+def test_labels_that_are_not_finite_are_refused() -> None:
+    server = FakeServer((200, {}))
+    with pytest.raises(RequestError, match=r"labels\.p-1: is not a finite number"):
+        server.client().label("p-1", math.nan)
+
+
+def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    assert not Client("http://x", "p")._http._mounts
+
+
+@pytest.mark.parametrize(
+    ("answer", "healthy"),
+    [
+        ((200, {"ready": True}), True),
+        ((200, {"ready": False}), False),
+        ((200, []), False),
+        ((503, {"ready": True}), False),
+        (httpx2.ConnectError("refused"), False),
+    ],
+)
+def test_healthy_means_that_a_champion_answers(answer: Any, healthy: bool) -> None:
+    assert FakeServer(answer).client().healthy() is healthy
 
 
 def test_a_verb_keeps_its_key_through_repetitions() -> None:
@@ -131,6 +231,8 @@ def test_why_gives_events_in_words() -> None:
     server = FakeServer((200, {"events": [event]}))
     assert server.client().why("v8") == [event]
     assert dict(server.requests[0].url.params) == {"version": "v8"}
+    server.client().why("v8&x=#1 2")
+    assert dict(server.requests[1].url.params) == {"version": "v8&x=#1 2"}
 
 
 def test_status_reads_nested_records() -> None:
