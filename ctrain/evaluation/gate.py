@@ -13,8 +13,8 @@ def decide_gate(evaluation: Evaluation, candidate: ModelScore, champion: ModelSc
     Args:
         evaluation: Criteria and level.
         candidate: Judged weights' scores on the judged blocks.
-        champion: The champion's judged weights on the same blocks; None for the first model, which
-            absolute criteria alone decide.
+        champion: The champion's judged weights on those of the blocks that it has not trained on; None
+            for the first model, which absolute criteria alone decide.
 
     Returns:
         `refuse` if any criterion refuses, else `not_enough_evidence` if any lacks evidence, else
@@ -79,16 +79,17 @@ def _no_harm(
         return CriterionResult(metric, words, margin, value, verdict="accept", reason=reason)
     interval = paired_interval(candidate, champion, metric, evaluation.confidence)
     if interval is None:
-        reason = "fewer than two blocks on which both models can be scored"
+        reason = _too_few_blocks(metric, candidate, champion)
         return CriterionResult(metric, words, margin, value, champion.overall.get(metric), reason=reason)
     verdict: Verdict = "not_enough_evidence"
     if interval.low > -margin:
         verdict = "accept"
     elif interval.high < -margin:
         verdict = "refuse"
+    better = "better" if interval.difference >= 0 else "worse"
     reason = (
-        f"{interval.difference:+.4f} ({evaluation.confidence:.0%} {interval.low:+.4f} … "
-        f"{interval.high:+.4f}) over {interval.blocks} blocks, expected {words}"
+        f"{better} by {abs(interval.difference):.4f} ({evaluation.confidence:.0%} {interval.low:+.4f} … "
+        f"{interval.high:+.4f}, positive is better) over {interval.blocks} blocks, expected {words}"
     )
     return CriterionResult(
         metric,
@@ -103,3 +104,13 @@ def _no_harm(
         verdict,
         reason,
     )
+
+
+def _too_few_blocks(metric: str, candidate: ModelScore, champion: ModelScore) -> str:
+    """Why two models cannot be compared: one has no value on too many of the judged blocks."""
+    scored = {score.block for score in champion.blocks}
+    seen = sorted(score.block for score in candidate.blocks if score.block not in scored)
+    reason = f"has no value for both models on two of the {len(candidate.blocks)} judged blocks"
+    if seen:
+        reason += f"; the champion has trained on {', '.join(seen)}"
+    return reason

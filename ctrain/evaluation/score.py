@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ctrain.data.read import Dataset
-from ctrain.errors import DataError
 from ctrain.evaluation.gate import decide_gate
 from ctrain.evaluation.metrics import binary_metrics
 from ctrain.models.loading import load_network
@@ -21,34 +23,50 @@ from ctrain.storage.root import Root
 def evaluate(request: EvaluationRequest) -> GateDecision:
     """Score the candidate's and the champion's judged weights on the candidate's blocks; decide the gate.
 
-    Both must be out of sample there: the candidate left its blocks out, and the champion, which is
-    older, left out its own newest ones.
+    Both must be out of sample there. The candidate left its blocks out; a champion that has trained on
+    some of them is scored on the others, and with fewer than two of those a comparison lacks evidence.
 
     Raises:
-        DataError: if the champion's judged weights have trained on one of the blocks.
+        DataError: if a judged block cannot be read.
+        StorageError: if a version or its weights cannot.
     """
     spec = parse_spec(request.spec)
     root = Root(Path(request.root), open_root(request.root).store)
     candidate = read_version(root, request.candidate)
-    score = score_version(root, candidate, candidate, spec.source.event_time)
+    score = score_version(root, candidate, candidate, candidate.blocks, spec.source.event_time)
     champion_score = None
     if request.champion:
         champion = read_version(root, request.champion)
-        seen = set(candidate.blocks) & (set(champion.partitions) - set(champion.blocks))
-        if seen:
-            problem = f"champion {champion.id} has trained on judged blocks {', '.join(sorted(seen))}"
-            raise DataError(f"{problem}; a comparison there would favour it. Judge fewer blocks.")
-        champion_score = score_version(root, champion, candidate, spec.source.event_time)
+        unseen = blocks_unseen_by(champion, candidate.blocks)
+        champion_score = score_version(root, champion, candidate, unseen, spec.source.event_time)
     return decide_gate(spec.evaluation, score, champion_score)
 
 
-def score_version(root: Root, version: ModelVersion, on: ModelVersion, event_time: str) -> ModelScore:
-    """Score a version's judged weights on the judged blocks of `on`, block by block and pooled."""
+def blocks_unseen_by(version: ModelVersion, blocks: Iterable[str]) -> tuple[str, ...]:
+    """Those of the blocks that a version's judged weights have not trained on."""
+    seen = set(version.partitions) - set(version.blocks)
+    return tuple(block for block in blocks if block not in seen)
+
+
+def score_version(
+    root: Root, version: ModelVersion, on: ModelVersion, judged: Iterable[str], event_time: str
+) -> ModelScore:
+    """Score a version's judged weights block by block and pooled.
+
+    Args:
+        root: Where versions and rows lie.
+        version: Whose weights.
+        on: Whose dataset version, label and threshold.
+        judged: Blocks (partitions); none of them gives a score without metrics.
+        event_time: Name of the column.
+    """
     network = load_network(root, version, "judged")
     dataset = Dataset(root, on.pipeline, on.dataset_version)
-    blocks, labels, scores = [], [], []
-    for block in on.blocks:
-        features = dataset.features(block, network.view, version.label, event_time)
+    blocks: list[BlockScore] = []
+    labels: list[npt.NDArray[Any]] = [np.empty(0)]
+    scores: list[npt.NDArray[Any]] = [np.empty(0)]
+    for block in judged:
+        features = dataset.features(block, network.view, on.label, event_time)
         probabilities = network.probabilities(network.encoder.encode(features.arrays))
         metrics = binary_metrics(features.label, probabilities, on.threshold)
         blocks.append(BlockScore(block, len(features.label), int(features.label.sum()), metrics))

@@ -1,0 +1,127 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import safetensors.torch
+import torch
+from deltalake import write_deltalake
+from factories import spec
+
+from ctrain.data.ingest import ROWS_TABLE
+from ctrain.errors import PartitionError
+from ctrain.evaluation.score import evaluate
+from ctrain.features import Column, columns_to_json, feature_view
+from ctrain.models.encoder import Encoder
+from ctrain.records import EvaluationRequest, GateDecision, ModelVersion
+from ctrain.registry import write_version
+from ctrain.storage import Root
+
+DAYS = ("day-1", "day-2", "day-3", "day-4")
+ENCODER = Encoder({}, {"size": (0.0, 1.0)}, {"size": (-1.0, 1.0)})
+ROWS = 40
+
+
+@feature_view(size=Column.number())
+def view(rows):
+    return {"size": rows["size"]}
+
+
+class Steep(torch.nn.Module):
+    """Logit: `slope` times the size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, inputs):
+        return self.slope * inputs[:, 0]
+
+
+def steep(inputs):
+    return Steep()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    """Four days on which a row is positive if its size is."""
+    root = Root(tmp_path)
+    sizes = np.tile(np.linspace(-1, 1, ROWS), len(DAYS))
+    times = np.datetime64("2026-01-01", "us") + np.arange(len(sizes))
+    columns = {"partition": np.repeat(DAYS, ROWS), "size": sizes, "y": sizes > 0, "t": times}
+    table = pa.table({name: pa.array(values) for name, values in columns.items()})
+    write_deltalake(root.pipeline("p").tables / ROWS_TABLE, table, partition_by=["partition"])
+    return root
+
+
+def version(root: Root, slope: float, partitions=DAYS, blocks=DAYS[-2:]) -> ModelVersion:
+    data = safetensors.torch.save({"slope": torch.tensor(slope)})
+    fields = {
+        "pipeline": "p", "run_id": "r", "code": "", "features": f"{__name__}:view", "view_hash": view.hash,
+        "columns": columns_to_json(view.columns),
+        "model": {"type": "module", "factory": f"{__name__}:steep", "arguments": {}}, "label": "y",
+        "threshold": 0.5, "dataset_version": 0, "partitions": partitions, "blocks": blocks, "seed": 0,
+        "workers": 1, "parent": "", "rows": 0, "spec_sha256": "", "environment": {},
+    }  # fmt: skip
+    return write_version(root, fields, (data, ENCODER.to_json()), (data, ENCODER.to_json()))
+
+
+def judge(root: Root, candidate: ModelVersion, champion: ModelVersion | None = None) -> GateDecision:
+    rules = [{"metric": "auc", "at_least": 0.9}, {"metric": "brier", "no_harm": 0.01}]
+    wanted = spec(evaluation={"blocks": 2, "gate": rules}).to_json()
+    other = champion.id if champion else ""
+    return evaluate(EvaluationRequest("k", "p", str(root.path), wanted, candidate.id, other))
+
+
+def test_both_models_are_scored_block_by_block_on_the_candidates_blocks(root: Root) -> None:
+    candidate, champion = version(root, 5.0), version(root, 0.0)
+    decision = judge(root, candidate, champion)
+    assert decision.verdict == "accept"
+    assert [score.block for score in decision.candidate_score.blocks] == list(DAYS[-2:])
+    assert [(score.rows, score.positives) for score in decision.candidate_score.blocks] == [(ROWS, 20)] * 2
+    assert decision.candidate_score.overall["auc"] == 1.0
+    assert decision.champion_score is not None
+    assert decision.champion_score.overall["brier"] == pytest.approx(0.25)
+    assert decision.criteria[1].difference == pytest.approx(0.25 - decision.criteria[1].value)
+
+
+def test_a_champion_is_compared_on_the_blocks_that_it_has_not_trained_on(root: Root) -> None:
+    candidate = version(root, 5.0, blocks=DAYS[1:])
+    champion = version(root, 6.0, partitions=DAYS[:3], blocks=DAYS[2:3])  # has trained on day-2
+    decision = judge(root, candidate, champion)
+    assert decision.champion_score is not None
+    assert [score.block for score in decision.champion_score.blocks] == ["day-3", "day-4"]
+    assert decision.criteria[1].blocks == 2
+    assert len(decision.candidate_score.blocks) == 3
+    assert decision.criteria[0].blocks == 3
+
+
+def test_a_champion_that_has_trained_on_nearly_all_blocks_leaves_too_little_evidence(root: Root) -> None:
+    candidate = version(root, 5.0)
+    for blocks in (DAYS[-1:], ()):
+        decision = judge(root, candidate, version(root, 6.0, blocks=blocks))
+        assert decision.verdict == "not_enough_evidence"
+        assert [result.verdict for result in decision.criteria] == ["accept", "not_enough_evidence"]
+        assert "the champion has trained on day-3" in decision.reason
+
+
+def test_a_candidate_without_judged_blocks_lacks_evidence(root: Root) -> None:
+    assert judge(root, version(root, 5.0, blocks=())).verdict == "not_enough_evidence"
+
+
+def test_a_judged_block_that_the_dataset_lacks_is_named(root: Root) -> None:
+    candidate = version(root, 5.0, blocks=("day-4", "day-9"))
+    with pytest.raises(PartitionError, match="partition day-9: is not in dataset version 0"):
+        judge(root, candidate)
+
+
+def test_the_truth_is_the_candidates_label(root: Root) -> None:
+    candidate = version(root, 5.0)
+    champion = dataclasses.replace(candidate, label="renamed")
+    champion = write_version(
+        root,
+        {k: v for k, v in dataclasses.asdict(champion).items() if k not in ("id", "judged", "served")},
+        *((safetensors.torch.save({"slope": torch.tensor(5.0)}), ENCODER.to_json()) for _ in range(2)),
+    )
+    assert judge(root, candidate, champion).criteria[1].difference == 0.0
