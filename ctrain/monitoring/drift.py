@@ -59,16 +59,16 @@ def _test(reference: npt.NDArray[Any], window: npt.NDArray[Any], level: float) -
     p_missing = _two_shares(missing[0], missing[1]) if gap else 1.0
     here, there = reference[~missing[0]], window[~missing[1]]
     if min(len(here), len(there)) < MINIMUM:
-        return p_missing, gap
+        return p_missing, gap  # the only test
     if reference.dtype.kind == "U":
         p_value, effect = _categories(here, there)
     else:
         p_value, effect = _numbers(here, there)
-    # Two tests of one feature: the one with the larger effect that is significant speaks for it.
-    significant = [pair for pair in ((p_value, effect), (p_missing, gap)) if pair[0] < level / 2]
-    if significant:
-        return max(significant, key=lambda pair: pair[1])
-    return min((p_value, effect), (p_missing, gap))
+    # Two tests of one feature, each at half the level (Bonferroni); of those that are significant, the
+    # one with the larger effect speaks for the feature.
+    tests = [(min(1.0, 2 * p_value), effect), (min(1.0, 2 * p_missing), gap)]
+    significant = [test for test in tests if test[0] < level]
+    return max(significant, key=lambda test: test[1]) if significant else min(tests)
 
 
 def _numbers(here: npt.NDArray[Any], there: npt.NDArray[Any]) -> tuple[float, float]:

@@ -1,115 +1,185 @@
 """Windows of live traffic: join predictions with labels, score them, test the inputs for drift.
 
-`summarise` is the room's door and runs in a Ray task; `judge_window` is its pure part. A label counts
-once its prediction is mature by event time's rule of the pipeline (`matures_after` after the answer).
-Labels are looked at within the horizon only: what is older has no answer to be matched with.
+`summarise` is the room's door and runs in a Ray task; `judge_window` is what it does with the logs. Rows,
+latency and drift are those of the answers of the window; metrics are those of the answers that became
+ready in it: labelled, and mature by the pipeline's rule (`matures_after` after the event). An answer
+whose label comes after the label horizon, or that the log lost, counts in no window.
+
+The log is read batch by batch, each answer once; what is kept of it is bounded (`scores`, `sample`). What
+no label reaches any more is deleted at the end of a window.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ctrain.evaluation import binary_metrics
 from ctrain.monitoring.drift import tabular_drift
+from ctrain.monitoring.sample import Sample
+from ctrain.monitoring.scores import Mark, Scored, Scores
 from ctrain.records import FeatureDrift, WindowReport, WindowRequest
-from ctrain.serving.ids import time_of
+from ctrain.serving.labels import LabelStore
+from ctrain.serving.prediction_log import forget_log, scan_log
 from ctrain.spec import PipelineSpec, parse_spec
 from ctrain.storage import Root, open_root
+from ctrain.telemetry import metrics
 
-MILLISECOND = 0.001
+KEPT_BEYOND_HORIZON = 86400.0
+"""Seconds that logs are kept longer than a label may come."""
+
+LATENCIES = 100_000
+"""Requests of a window at most that its latency is computed from."""
 
 REFERENCE_PARTITIONS = 7
 """Newest partitions of the champion's training data that the reference is drawn from."""
 
+_COLUMNS = ("prediction_id", "time", "version", "value", "latency", "features")
+
 
 def summarise(request: WindowRequest) -> WindowReport:
     """Summarise one window; runs inside a Ray task that has the user's code."""
-    from ctrain.serving.labels import read_labels
-    from ctrain.serving.prediction_log import read_log
-
     spec = parse_spec(request.spec)
     root = Root(Path(request.root), open_root(request.root).store)
     folder = root.pipeline(request.pipeline).log
-    # Labels come late: metrics are of every mature answer of the horizon, rows and drift of the window.
-    begin = horizon_begin(request, spec)
-    answers = read_log(folder, begin, request.end)
-    labels = read_labels(folder)
-    window = answers.filter(pc.greater_equal(answers.column("time"), request.start))
-    reference: dict[str, Any] = {}
-    if spec.monitoring.drift.detector != "none" and window.num_rows >= spec.monitoring.minimum_rows:
-        reference = _reference(request, root, spec)
-    return judge_window(request, spec, answers, labels, reference)
+    report = judge_window(request, spec, folder, partial(_reference, request, root, spec))
+    with closing(LabelStore(folder)) as labels:
+        metrics.LATE_LABELS.put(labels.late(request.start, request.end), pipeline=request.pipeline)
+    forget(folder, request.end, spec.label.horizon)
+    return report
 
 
 def judge_window(
-    request: WindowRequest,
-    spec: PipelineSpec,
-    answers: pa.Table,
-    labels: pa.Table,
-    reference: dict[str, Any],
+    request: WindowRequest, spec: PipelineSpec, folder: Path, reference: Callable[[], dict[str, Any]]
 ) -> WindowReport:
-    """Judge one window.
+    """Judge one window. The same request gives the same report, however often it is judged.
 
     Args:
         request: Its bounds.
-        spec: Threshold, minimum of rows, drift's settings.
-        answers: Prediction log of the label horizon up to the window's end.
-        labels: Label log: prediction_id, value, first_at.
-        reference: Raw columns as arrays (`features.view`); empty leaves drift out.
+        spec: Threshold, minimum of rows, drift's settings, rule of maturity.
+        folder: Log folder of the pipeline.
+        reference: Gives raw columns as arrays (`features.view`) to test the inputs against; it is asked
+            only where there are enough rows. Nothing leaves drift out.
     """
-    window = answers.filter(pc.greater_equal(answers.column("time"), request.start))
-    known = labels.select(["prediction_id", "value"]).rename_columns(["prediction_id", "truth"])
-    joined = answers.join(known, "prediction_id", join_type="inner")
-    pending, orphans = count_unmatched(answers, labels, horizon_begin(request, spec), request.end)
-    champion = joined.filter(pc.equal(joined.column("version"), request.champion))
-    champion = champion.filter(pa.array(mature(champion, request, spec), pa.bool_()))
-    metrics = binary_metrics(
-        champion.column("truth").to_numpy(), champion.column("value").to_numpy(), spec.evaluation.threshold
-    )
-    latencies = window.column("latency").to_numpy()
-    latency = {}
-    if len(latencies):
-        found = np.quantile(latencies, [0.5, 0.9, 0.99])
-        latency = dict(zip(("p50", "p90", "p99"), map(float, found), strict=True))
-    drift: tuple[FeatureDrift, ...] = ()
-    enough = window.num_rows >= spec.monitoring.minimum_rows
-    if reference and enough:
-        rows = [json.loads(text) for text in window.column("features").to_pylist()]
-        drift = tabular_drift(reference, columns_of(rows, reference), spec.monitoring.drift)
+    LabelStore(folder).close()  # makes the file where no label ever came
+    window = _Window(request, spec)
+    with closing(Scores(folder)) as scores:
+        before = scores.before(request.end)
+        begin = max(before.end, request.end - spec.label.horizon)
+        for batch in scan_log(folder, begin, request.end, _COLUMNS):
+            scores.add(_scored(batch, spec.source.event_time))
+            window.add(batch)
+        ready = scores.ready(before, _mark(request, spec, before), request.champion)
+        scores.commit()
+    enough = window.rows >= spec.monitoring.minimum_rows
     return WindowReport(
         start=request.start,
         end=request.end,
-        rows=window.num_rows,
-        labelled=champion.num_rows,
-        metrics=metrics,
-        latency=latency,
-        drift=drift,
+        rows=window.rows,
+        labelled=ready.labelled,
+        metrics=binary_metrics(ready.truths, ready.values, spec.evaluation.threshold),
+        latency=window.latency(),
+        drift=window.drift(reference) if enough else (),
         state="judged" if enough else "not_enough_rows",
-        pending_labels=pending,
-        orphan_labels=orphans,
+        pending_labels=ready.pending,
+        orphan_labels=ready.orphans,
     )
 
 
-def mature(answers: pa.Table, request: WindowRequest, spec: PipelineSpec) -> list[bool]:
-    """Which answers' labels are final.
+def forget(folder: Path, end: float, horizon: float) -> None:
+    """Delete answers and labels that are older than any label that may still come.
+
+    Args:
+        folder: Log folder of the pipeline.
+        end: Of the window, in seconds since 1970.
+        horizon: The spec's label horizon, in seconds.
+    """
+    before = end - horizon - KEPT_BEYOND_HORIZON
+    with closing(Scores(folder)) as scores:
+        scores.forget(before)
+        scores.commit()
+    with closing(LabelStore(folder)) as labels:
+        labels.forget(before)
+    forget_log(folder, before, end)
+
+
+class _Window:
+    """What is kept of a window's answers: their number, and samples of latencies and features."""
+
+    def __init__(self, request: WindowRequest, spec: PipelineSpec) -> None:
+        self._start, self._drift = request.start, spec.monitoring.drift
+        self._latencies, self._features = Sample(LATENCIES), Sample(self._drift.sample)
+        self._newest = (0.0, 0.0)
+        self.rows = 0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Take answers; those before the window's start are left out."""
+        table = pa.Table.from_batches([batch])
+        table = table.filter(pa.array(table.column("time").to_numpy() >= self._start))
+        if not table.num_rows:
+            return
+        self.rows += table.num_rows
+        self._latencies.offer(table.select(["latency"]).filter(pa.array(self._first_rows(table))))
+        self._features.offer(table.select(["features"]))
+
+    def latency(self) -> dict[str, float]:
+        """Quantiles in seconds of the time inside the model that answered, one a request.
+
+        A challenger that failed before the champion answered in its place is not in it.
+        """
+        if self._latencies.rows is None:
+            return {}
+        seconds = self._latencies.rows.column("latency").to_numpy()
+        found = np.quantile(seconds, [0.5, 0.9, 0.99])
+        return dict(zip(("p50", "p90", "p99"), map(float, found), strict=True))
+
+    def drift(self, reference: Callable[[], dict[str, Any]]) -> tuple[FeatureDrift, ...]:
+        """Test a sample of the inputs against the reference."""
+        if self._drift.detector == "none" or self._features.rows is None:
+            return ()
+        columns = reference()
+        rows = [json.loads(text) for text in self._features.rows.column("features").to_pylist()]
+        return tabular_drift(columns, columns_of(rows, columns), self._drift) if columns else ()
+
+    def _first_rows(self, table: pa.Table) -> npt.NDArray[np.bool_]:
+        """Which rows begin a request: those of one stand together, all with its time and latency."""
+        times, seconds = (table.column(name).to_numpy() for name in ("time", "latency"))
+        pairs = np.column_stack([times, seconds])
+        before = np.vstack([[self._newest], pairs[:-1]])
+        self._newest = (times[-1], seconds[-1])
+        first: npt.NDArray[np.bool_] = (pairs != before).any(axis=1)
+        return first
+
+
+def _mark(request: WindowRequest, spec: PipelineSpec, before: Mark) -> Mark:
+    """What is mature at the window's end.
 
     By event time against the watermark, as for training data, where requests carry the event time;
-    else by the time of the answer against the window's end.
+    else by the time of the answer against the window's end. What was mature stays so, even if the spec
+    now waits longer.
     """
-    ripe = []
-    features, times = answers.column("features").to_pylist(), answers.column("time").to_pylist()
-    for text, time in zip(features, times, strict=True):
-        event = seconds_of(json.loads(text).get(spec.source.event_time))
-        limit = request.end if event is None else request.watermark
-        ripe.append((time if event is None else event) + spec.label.matures_after <= limit)
-    return ripe
+    return Mark(
+        request.end,
+        max(before.event_limit, request.watermark - spec.label.matures_after),
+        max(before.clock_limit, request.end - spec.label.matures_after),
+    )
+
+
+def _scored(batch: pa.RecordBatch, event_time: str) -> Iterator[Scored]:
+    columns = (
+        batch.column(name).to_pylist() for name in ("prediction_id", "time", "features", "version", "value")
+    )
+    for name, time, features, version, value in zip(*columns, strict=True):
+        yield Scored(name, time, seconds_of(json.loads(features).get(event_time)), version, value)
 
 
 def seconds_of(moment: Any) -> float | None:
@@ -121,27 +191,6 @@ def seconds_of(moment: Any) -> float | None:
     except ValueError:
         return None
     return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
-
-
-def horizon_begin(request: WindowRequest, spec: PipelineSpec) -> float:
-    """Time from which answers and labels are looked at."""
-    return max(0.0, request.end - spec.label.horizon)
-
-
-def count_unmatched(answers: pa.Table, labels: pa.Table, begin: float, end: float) -> tuple[int, int]:
-    """Answers without a label, and labels without an answer, of predictions made in [begin, end).
-
-    A prediction id carries its time; what is no prediction id counts by the time at which it came.
-    """
-    asked = set(answers.column("prediction_id").to_pylist())
-    known = labels.column("prediction_id").to_pylist()
-    orphans = 0
-    for name, came in zip(known, labels.column("first_at").to_pylist(), strict=True):
-        if name not in asked:
-            made = time_of(name)
-            # ids are cut to milliseconds: the last one may belong to an answer after the end
-            orphans += begin <= (came if made is None else made) < end - MILLISECOND
-    return len(asked.difference(known)), orphans
 
 
 def columns_of(rows: list[dict[str, Any]], like: dict[str, Any]) -> dict[str, Any]:
@@ -157,6 +206,7 @@ def columns_of(rows: list[dict[str, Any]], like: dict[str, Any]) -> dict[str, An
 
 
 def _reference(request: WindowRequest, root: Root, spec: PipelineSpec) -> dict[str, Any]:
+    """A sample of the raw columns that the champion was trained on."""
     from ctrain.data.read import Dataset
     from ctrain.features import arrays_from_table, columns_from_json
     from ctrain.registry import read_version
@@ -165,8 +215,7 @@ def _reference(request: WindowRequest, root: Root, spec: PipelineSpec) -> dict[s
     columns = columns_from_json(version.columns)
     watched = {name: column for name, column in columns.items() if column.kind != "timestamp"}
     dataset = Dataset(root, request.pipeline, version.dataset_version)
-    parts = [
-        arrays_from_table(watched, dataset.table(name, list(watched)))
-        for name in version.partitions[-REFERENCE_PARTITIONS:]
-    ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in watched}
+    sample = Sample(spec.monitoring.drift.sample)
+    for name in version.partitions[-REFERENCE_PARTITIONS:]:
+        sample.offer(dataset.table(name, list(watched)))
+    return arrays_from_table(watched, sample.rows) if sample.rows is not None else {}

@@ -3,7 +3,8 @@
 A replica writes files of its own (`log/predictions/<start ms>-<replica>.arrows`), each an Arrow IPC
 stream; a flush hands a whole batch to the operating system, so kill -9 loses at most what came after the
 last flush, and a torn last batch is left out on reading. Memory is bounded: beyond the capacity answers
-are dropped and counted. Nothing here waits on a request.
+are dropped and counted. Nothing here waits on a request. A file is open for an hour at most, so that old
+files can be deleted beside live writers.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,11 @@ SCHEMA = pa.schema(
 )
 
 _FOLDER = "predictions"
+_LONGEST_OPEN = 3600.0
+"""Seconds after which a file ends, whether answers came or not."""
+
+_SURELY_CLOSED = 86400.0
+"""Seconds without a change after which no writer has a file open, whatever the clocks of machines say."""
 
 
 class Answer(NamedTuple):
@@ -66,6 +72,7 @@ class PredictionLog:
         flush: Seconds between flushes.
         capacity: Answers kept in memory at most.
         rotate: Bytes after which a new file begins; a file also ends after an hour.
+        clock: Seconds since 1970, for tests.
     """
 
     def __init__(
@@ -75,10 +82,11 @@ class PredictionLog:
         flush: float = 1.0,
         capacity: int = 50_000,
         rotate: int = 64 << 20,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._folder = folder / _FOLDER
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._replica, self._flush_s, self._rotate = replica, flush, rotate
+        self._replica, self._flush_s, self._rotate, self._clock = replica, flush, rotate, clock
         self._waiting: deque[Answer] = deque()
         self._capacity = capacity
         self._lock = threading.Lock()
@@ -102,12 +110,13 @@ class PredictionLog:
         """Write what waits; answers that the disk refuses are counted as dropped."""
         with self._lock:
             batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
-            if not batch:
-                return
             try:
-                self._write(batch)
+                if batch:
+                    self._write(batch)
             except OSError:
                 self.dropped += len(batch)
+                self._end_file()
+            if self._writer is not None and self._clock() - self._opened > _LONGEST_OPEN:
                 self._end_file()
 
     def close(self) -> None:
@@ -124,7 +133,7 @@ class PredictionLog:
 
     def _write(self, batch: list[Answer]) -> None:
         if self._writer is None:
-            self._opened = time.time()
+            self._opened = self._clock()
             name = f"{int(self._opened * 1000):013d}-{self._replica}.arrows"
             self._sink = (self._folder / name).open("ab")
             self._writer = pa.ipc.new_stream(self._sink, SCHEMA)
@@ -134,7 +143,7 @@ class PredictionLog:
         arrays = [pa.array(columns[field.name], field.type) for field in SCHEMA]
         self._writer.write_batch(pa.record_batch(arrays, schema=SCHEMA))
         self._sink.flush()
-        if self._sink.tell() > self._rotate or time.time() - self._opened > 3600:
+        if self._sink.tell() > self._rotate:
             self._end_file()
 
     def _end_file(self) -> None:
@@ -146,7 +155,7 @@ class PredictionLog:
 
 
 def read_log(folder: Path, start: float, end: float) -> pa.Table:
-    """Answers with start <= time < end, of all replicas, ordered by time.
+    """Answers with start <= time < end, of all replicas, ordered by time. Holds all of them in memory.
 
     Args:
         folder: Log folder of the pipeline.
@@ -156,23 +165,64 @@ def read_log(folder: Path, start: float, end: float) -> pa.Table:
     Returns:
         A table of SCHEMA; batches torn by a killed replica are left out.
     """
+    return pa.Table.from_batches(scan_log(folder, start, end), schema=SCHEMA).sort_by("time")
+
+
+def scan_log(
+    folder: Path, start: float, end: float, columns: Sequence[str] = SCHEMA.names
+) -> Iterator[pa.RecordBatch]:
+    """The same answers batch by batch, with some columns only; in the order of a replica's answers.
+
+    Args:
+        folder: Log folder of the pipeline.
+        start: Seconds since 1970.
+        end: Seconds since 1970.
+        columns: Names of SCHEMA; `time` is always among those that come.
+    """
     import pyarrow.compute as pc
 
-    batches: list[pa.RecordBatch] = []
-    for file in sorted((folder / _FOLDER).glob("*.arrows")):
-        opened = int(file.name.split("-", 1)[0]) / 1000
+    wanted = sorted(SCHEMA.get_field_index(name) for name in {*columns, "time"})
+    for file in _files(folder):
         # a file's first answers may be a flush older than the file; its last ones end at its mtime
-        if opened - 60 > end or file.stat().st_mtime + 1 < start:
+        if _opened_at(file) - 60 > end or file.stat().st_mtime + 1 < start:
             continue
-        batches.extend(_whole_batches(file))
-    table = pa.Table.from_batches(batches, schema=SCHEMA)
-    wanted = pc.and_(pc.greater_equal(table["time"], start), pc.less(table["time"], end))
-    return table.filter(wanted).sort_by("time")
+        for batch in _whole_batches(file, wanted):
+            times = batch.column("time")
+            inside = batch.filter(pc.and_(pc.greater_equal(times, start), pc.less(times, end)))
+            if inside.num_rows:
+                yield inside
 
 
-def _whole_batches(file: Path) -> Iterator[pa.RecordBatch]:
+def forget_log(folder: Path, before: float, now: float) -> int:
+    """Delete files whose answers are all older than a time, but none that may still be open.
+
+    Args:
+        folder: Log folder of the pipeline.
+        before: Seconds since 1970.
+        now: Seconds since 1970.
+
+    Returns:
+        How many were deleted.
+    """
+    limit = min(before, now - _SURELY_CLOSED)
+    old = [file for file in _files(folder) if file.stat().st_mtime + 1 < limit]
+    for file in old:
+        file.unlink(missing_ok=True)
+    return len(old)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted((folder / _FOLDER).glob("*.arrows"))
+
+
+def _opened_at(file: Path) -> float:
+    return int(file.name.split("-", 1)[0]) / 1000
+
+
+def _whole_batches(file: Path, fields: list[int]) -> Iterator[pa.RecordBatch]:
+    options = pa.ipc.IpcReadOptions(included_fields=fields)
     try:
-        with pa.ipc.open_stream(file.read_bytes()) as reader:
+        with file.open("rb") as source, pa.ipc.open_stream(source, options=options) as reader:
             yield from reader
     except (pa.ArrowInvalid, OSError):  # torn tail: the writer was killed
         return

@@ -1,7 +1,9 @@
 """Every metric of ctrain once: kind, unit, tags. Published by `ray.util.metrics` on Ray's own endpoint.
 
 Figures are added up by their owners and published about once a second, never on a request's path.
-Counters get `_total` from Ray. Tags stay few: pipeline, slot, route, result, never a version or a key.
+Counters get `_total` from Ray. Tags stay few: pipeline, result, kind, quantile, and for what only one
+replica can say (gauges only) its short id; never a version or a key. Ray drops the gauges of a process
+that has gone, so replicas that come and go leave nothing behind.
 """
 
 from __future__ import annotations
@@ -58,6 +60,9 @@ REFUSED = Metric(
     "Versions a replica could not load",
     ("pipeline", "replica"),
 )
+LATE_LABELS = Metric(
+    "ctrain_late_labels", "gauge", "labels", "Labels dropped as late in the hours of the newest window"
+)
 RUNS = Metric("ctrain_runs", "counter", "runs", "Ended runs", ("pipeline", "result"))
 PARTITIONS = Metric(
     "ctrain_partitions", "counter", "partitions", "Handled partitions", ("pipeline", "result")
@@ -72,6 +77,7 @@ ALL = (
     MODEL_SECONDS,
     GENERATION,
     REFUSED,
+    LATE_LABELS,
     RUNS,
     PARTITIONS,
     PROMOTIONS,

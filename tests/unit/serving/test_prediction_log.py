@@ -4,9 +4,12 @@ import subprocess
 import sys
 import time
 
+import pytest
+
+from ctrain.serving import labels
 from ctrain.serving.ids import PredictionIds, pipeline_of, time_of
 from ctrain.serving.labels import LabelStore, read_labels
-from ctrain.serving.prediction_log import Answer, PredictionLog, read_log
+from ctrain.serving.prediction_log import Answer, PredictionLog, forget_log, read_log
 
 
 def entry(number, at=None):
@@ -111,6 +114,59 @@ def test_labels_come_late_twice_and_corrected(tmp_path):
     assert store.put([(one, 1.0)], now=1200.0) == ["late"]
     rows = read_labels(tmp_path).to_pylist()
     assert rows == [{"prediction_id": one, "value": 0.0, "first_at": 1010.0, "at": 1012.0, "corrections": 1}]
+
+
+def test_late_labels_are_dropped_and_counted_by_the_hour(tmp_path):
+    store = LabelStore(tmp_path, horizon=100.0)
+    names = [PredictionIds("p", "r1").new(1000.0 + n) for n in range(3)]
+    assert store.put([(name, 1.0) for name in names], now=2000.0) == ["late"] * 3
+    store.put([(names[0], 1.0)], now=9000.0)
+    assert (store.late(0, 3600), store.late(3600, 9e9), store.late(0, 9e9)) == (3, 1, 4)
+    assert read_labels(tmp_path).num_rows == 0
+
+
+@pytest.mark.parametrize("value", [0.5, 2, -1, float("nan")])
+def test_a_label_is_zero_or_one(tmp_path, value):
+    ids = PredictionIds("p", "r1")
+    store = LabelStore(tmp_path)
+    with pytest.raises(ValueError, match="expected 0 or 1"):
+        store.put([(ids.new(), 1), (ids.new(), value)])
+    assert read_labels(tmp_path).num_rows == 0
+
+
+def test_old_labels_are_deleted_beside_a_writer(tmp_path, monkeypatch):
+    monkeypatch.setattr(labels, "_DELETED_AT_ONCE", 10)
+    store, other = LabelStore(tmp_path), LabelStore(tmp_path)
+    ids = PredictionIds("p", "r1")
+    for at in range(45):
+        store.put([(ids.new(1000.0 + at), 1)], now=1000.0 + at)
+    assert other.forget(1030.0) == 30
+    store.put([(ids.new(2000.0), 1)], now=2000.0)
+    assert min(read_labels(tmp_path)["first_at"].to_pylist()) == 1030.0
+
+
+def test_a_file_without_answers_ends_after_an_hour_so_that_no_old_file_is_open(tmp_path):
+    now = [1000.0]
+    log = PredictionLog(tmp_path, "r1", flush=60, clock=lambda: now[0])
+    log.append(entry(1))
+    log.flush()
+    now[0] += 3700.0
+    log.flush()
+    log.append(entry(2))
+    log.close()
+    assert len(list((tmp_path / "predictions").iterdir())) == 2
+
+
+def test_old_files_are_deleted_and_those_that_may_be_open_stay(tmp_path):
+    for name, at in (("0", 1000.0), ("1", 5000.0)):
+        log = PredictionLog(tmp_path, name, flush=60, clock=lambda at=at: at)
+        log.append(entry(1, at=at))
+        log.close()
+        file = max((tmp_path / "predictions").iterdir())
+        os.utime(file, (at, at))
+    assert forget_log(tmp_path, before=4000.0, now=5000.0) == 0  # a writer may have it open
+    assert forget_log(tmp_path, before=4000.0, now=9e9) == 1
+    assert read_log(tmp_path, 0, 9e9)["time"].to_pylist() == [5000.0]
 
 
 def test_no_labels_are_an_empty_table(tmp_path):

@@ -1,0 +1,177 @@
+"""Answers that wait for their truth: what of the prediction log a later window still needs.
+
+One SQLite file a pipeline, beside the labels, with one writer: the window that is summarised. A window adds
+its own answers and asks which ones became ready since the window before it, so work grows with what is
+new. An answer is ready once its label is there and its event is mature; what is ready as of one window's
+end and was not as of the end before counts in that window, and in no other. Summarising the same window
+again gives the same numbers; a window that failed leaves its answers to the next one.
+
+The file is derived: without it, the next window reads the log of the whole horizon anew.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ctrain.serving.labels import FILE as LABELS_FILE
+
+FILE = "scores.db"
+_SCHEMA = """
+create table if not exists answers (
+    prediction_id text primary key,
+    time real not null,
+    event real,
+    version text not null,
+    value real not null
+) without rowid;
+create index if not exists answers_time on answers (time);
+create index if not exists answers_event on answers (event) where event is not null;
+create table if not exists marks (end real primary key, event_limit real not null, clock_limit real not null);
+"""
+_MATURE = "(a.event <= :event_limit or a.event is null and a.time <= :clock_limit)"
+_NEWLY_MATURE = (
+    "a.event > :event_before and a.event <= :event_limit",
+    "a.event is null and a.time > :clock_before and a.time <= :clock_limit",
+)
+_READY = [
+    # the label came in this window, and the answer is mature
+    "select a.value, l.value from truth.labels l cross join answers a using (prediction_id) "
+    f"where l.first_at >= :end_before and l.first_at < :end and a.version = :version and {_MATURE}",
+    # the label came earlier, and the answer is mature now
+    *(
+        "select a.value, l.value from answers a cross join truth.labels l using (prediction_id) "
+        f"where {newly} and a.version = :version and l.first_at < :end_before"
+        for newly in _NEWLY_MATURE
+    ),
+]
+_PENDING = [
+    f"select count(*) from answers a where {newly} and not exists (select 1 from truth.labels l "
+    "where l.prediction_id = a.prediction_id and l.first_at < :end)"
+    for newly in _NEWLY_MATURE
+]
+_ORPHANS = (
+    "select count(*) from truth.labels l where l.first_at >= :end_before and l.first_at < :end "
+    "and not exists (select 1 from answers a where a.prediction_id = l.prediction_id)"
+)
+
+SCORED_AT_MOST = 500_000
+"""Ready answers of a window that its metrics are computed from; of more, every n-th."""
+
+
+class Scored(NamedTuple):
+    """An answer as it waits."""
+
+    prediction_id: str
+    time: float
+    event: float | None
+    """Event time in seconds since 1970; None where the request does not carry it."""
+    version: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far a window went."""
+
+    end: float
+    event_limit: float
+    """Events up to this time are mature."""
+    clock_limit: float
+    """The same for answers without an event time, by the time of the answer."""
+
+
+NOTHING = Mark(0.0, float("-inf"), float("-inf"))
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What became ready between two marks."""
+
+    labelled: int
+    values: npt.NDArray[np.float64]
+    """Probabilities of at most SCORED_AT_MOST ready answers."""
+    truths: npt.NDArray[np.float64]
+    pending: int
+    """Answers of any version that became mature without a label."""
+    orphans: int
+    """Labels that came for no known answer."""
+
+
+class Scores:
+    """The file, opened for one window; nothing is kept unless `commit` is called.
+
+    Args:
+        folder: Log folder of the pipeline, with its labels.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._db = sqlite3.connect(folder / FILE, timeout=60, isolation_level=None)
+        self._db.execute("pragma journal_mode=wal")
+        self._db.executescript(_SCHEMA)
+        self._db.execute("attach ? as truth", (str(folder / LABELS_FILE),))
+        self._db.execute("begin immediate")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def commit(self) -> None:
+        """Keep what was added."""
+        self._db.execute("commit")
+
+    def before(self, end: float) -> Mark:
+        """Mark of the newest window that ended before a time; `NOTHING` if there is none."""
+        query = "select end, event_limit, clock_limit from marks where end < ? order by end desc limit 1"
+        found = self._db.execute(query, (end,)).fetchone()
+        return Mark(*found) if found else NOTHING
+
+    def add(self, answers: Iterable[Scored]) -> None:
+        """Add answers; those that are there already stay as they are."""
+        self._db.executemany("insert or ignore into answers values (?, ?, ?, ?, ?)", answers)
+
+    def ready(self, before: Mark, mark: Mark, version: str) -> Ready:
+        """Tell what became ready after one mark, up to another one, which is remembered.
+
+        Args:
+            before: The earlier mark.
+            mark: The later one.
+            version: Id of the model version whose answers are scored.
+        """
+        row = (mark.end, mark.event_limit, mark.clock_limit)
+        self._db.execute("insert or replace into marks values (?, ?, ?)", row)
+        asked = {
+            "version": version,
+            "end": mark.end, "event_limit": mark.event_limit, "clock_limit": mark.clock_limit,
+            "end_before": before.end, "event_before": before.event_limit, "clock_before": before.clock_limit,
+        }  # fmt: skip
+
+        def count(query: str) -> int:
+            found: int = self._db.execute(query, asked).fetchone()[0]
+            return found
+
+        ready = " union all ".join(_READY)
+        labelled = count(f"select count(*) from ({ready})")
+        step = -(-labelled // SCORED_AT_MOST) or 1
+        cursor = self._db.execute(ready, asked)
+        pairs = (pair for number, pair in enumerate(cursor) if number % step == 0)
+        scored = np.fromiter(chain.from_iterable(pairs), np.float64).reshape(-1, 2)
+        return Ready(
+            labelled=labelled,
+            values=scored[:, 0],
+            truths=scored[:, 1],
+            pending=sum(map(count, _PENDING)),
+            orphans=count(_ORPHANS),
+        )
+
+    def forget(self, before: float) -> None:
+        """Delete answers and marks of a time that no label reaches any more."""
+        self._db.execute("delete from answers where time < ?", (before,))
+        self._db.execute("delete from marks where end < ?", (before,))
