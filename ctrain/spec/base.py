@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -19,15 +20,19 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def fault(message: str, hint: str = "", index: int | None = None) -> PydanticCustomError:
+def fault(message: str, hint: str = "") -> PydanticCustomError:
     """What a validator raises: the problem and, apart from it, a hint at what is right.
 
     Args:
         message: What is wrong; names what was found.
         hint: What would be right, e.g. `e.g. 30s`.
-        index: Which entry of the field is meant; None for the field itself.
     """
-    return PydanticCustomError("fault", "{message}", {"message": message, "hint": hint, "index": index})
+    return faults([("", message, hint)])
+
+
+def faults(found: Sequence[tuple[str, str, str]]) -> PydanticCustomError:
+    """Several faults at once, as (place, message, hint); a place below the field, "" for the field itself."""
+    return PydanticCustomError("faults", "{faults}", {"faults": list(found)})
 
 
 def seconds(value: Any) -> float:
@@ -50,6 +55,12 @@ def _import_path(value: Any) -> Any:
     return value
 
 
+def _filled(name: str) -> str:
+    if not name.strip():
+        raise fault("is empty", "a column of the source")
+    return name
+
+
 Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0)]
 """Seconds, written as a number or as text with a unit."""
 
@@ -58,7 +69,21 @@ PositiveDuration = Annotated[float, BeforeValidator(seconds), Field(gt=0)]
 ImportPath = Annotated[str, BeforeValidator(_import_path)]
 """`module:attribute` of user code."""
 
+ColumnName = Annotated[str, AfterValidator(_filled)]
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 Metric = Literal["auc", "f1", "log_loss", "brier", "ece"]
 """Metrics of a binary classifier that gates, goals and triggers may name."""
+
+
+def outside(metric: Metric, bound: float) -> str:
+    """Why a bound on a metric can never decide anything; empty if it can."""
+    if bound >= 0 and (bound <= 1 or metric == "log_loss"):
+        return ""
+    return f"{bound:g} is no value of {metric}"
+
+
+def values_of(metric: Metric) -> str:
+    """Words for the values that a metric can take."""
+    return "0 and above" if metric == "log_loss" else "0 to 1"

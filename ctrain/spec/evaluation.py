@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from ctrain.spec.base import Metric, Share, Spec, fault
+from ctrain.spec.base import Metric, Share, Spec, fault, faults, outside, values_of
 
 HIGHER_IS_BETTER: frozenset[Metric] = frozenset({"auc", "f1"})
 
@@ -31,6 +31,16 @@ class GateCriterion(Spec):
         if len(bounds) != 1:
             found = " and ".join(bounds) + " together" if bounds else "no bound"
             raise fault(found, f"exactly one of {', '.join(_BOUNDS)}")
+        (rule,), higher = bounds, self.metric in HIGHER_IS_BETTER
+        problems = []
+        if rule == ("at_most" if higher else "at_least"):
+            better = "higher" if higher else "lower"
+            hint = "at_least" if higher else "at_most"
+            problems.append(("", f"{rule} asks for a bad {self.metric}: {better} is better", hint))
+        if problem := outside(self.metric, getattr(self, rule)):
+            problems.append((rule, problem, values_of(self.metric)))
+        if problems:
+            raise faults(problems)
         return self
 
 
@@ -46,4 +56,5 @@ class Evaluation(Spec):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Level of the paired interval over blocks."""
 
-    gate: tuple[GateCriterion, ...] = (GateCriterion(metric="auc", no_harm=0.02),)
+    gate: tuple[GateCriterion, ...] = Field((GateCriterion(metric="auc", no_harm=0.02),), min_length=1)
+    """All must accept; without a criterion every candidate would meet traffic."""

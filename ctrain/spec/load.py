@@ -6,6 +6,7 @@ import difflib
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -55,10 +56,17 @@ def load_spec(path: str | Path) -> PipelineSpec:
     except UnicodeDecodeError:
         raise SpecError(str(path), (Fault("", "is not UTF-8 text"),)) from None
     try:
-        raw = yaml.safe_load(text)
+        raw, twice = yaml.safe_load(text), _keys_given_twice(yaml.compose(text, yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise SpecError(str(path), (_yaml_fault(error),)) from None
-    spec = parse_spec(raw, origin=str(path))
+    except RecursionError:
+        raise SpecError(str(path), (Fault("", "is nested too deeply"),)) from None
+    try:
+        spec = parse_spec(raw, origin=str(path))
+    except SpecError as error:
+        raise SpecError(str(path), (*twice, *error.faults)) from None
+    if twice:
+        raise SpecError(str(path), tuple(twice))
     return with_absolute_paths(spec, file.parent)
 
 
@@ -80,7 +88,7 @@ def parse_spec(raw: Any, origin: str = "spec") -> PipelineSpec:
         return PipelineSpec.model_validate(raw)
     except ValidationError as error:
         details = [detail for detail in error.errors(include_url=False) if not _is_echo(detail)]
-        raise SpecError(origin, tuple(_fault(detail) for detail in details)) from None
+        raise SpecError(origin, tuple(chain.from_iterable(map(_faults, details)))) from None
 
 
 def with_absolute_paths(spec: PipelineSpec, folder: Path) -> PipelineSpec:
@@ -99,18 +107,51 @@ def _yaml_fault(error: yaml.YAMLError) -> Fault:
     return Fault("", f"is not YAML: {error}".replace("\n", " "))
 
 
+def _keys_given_twice(root: yaml.Node | None) -> list[Fault]:
+    """YAML itself keeps the last of two equal keys and says nothing."""
+    found: list[Fault] = []
+    nodes = [(root, "")]
+    seen: set[int] = set()  # an anchor may be used many times, even inside itself
+    for node, where in nodes:  # grows as it goes
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            nodes += [(entry, _below(where, str(index))) for index, entry in enumerate(node.value)]
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, value in node.value:
+                name, line = str(key.value), key.start_mark.line + 1
+                nodes.append((value, _below(where, name)))
+                if name in lines:
+                    found.append(
+                        Fault(_below(where, name), f"is given twice, in lines {lines[name]} and {line}")
+                    )
+                lines.setdefault(name, line)
+    return found
+
+
+def _below(where: str, name: str) -> str:
+    return ".".join(part for part in (where, name) if part)
+
+
 def _is_echo(detail: ErrorDetails) -> bool:
     """Whether pydantic calls a list too short only because its entries have faults of their own."""
     return detail["type"] == "too_short" and len(detail["input"]) > 0
+
+
+def _faults(detail: ErrorDetails) -> list[Fault]:
+    """Faults behind one of pydantic's errors; a validator of ours may have found several."""
+    if detail["type"] != "faults":
+        return [_fault(detail)]
+    where = ".".join(_walk(detail["loc"])[0])
+    return [Fault(_below(where, place), *rest) for place, *rest in detail["ctx"]["faults"]]
 
 
 def _fault(detail: ErrorDetails) -> Fault:
     path, part = _walk(detail["loc"])
     where = ".".join(path)
     kind, context, found = detail["type"], detail.get("ctx", {}), detail["input"]
-    if kind == "fault":
-        place = where if context["index"] is None else f"{where}.{context['index']}"
-        return Fault(place, context["message"], context["hint"])
     if kind == "missing":
         return Fault(where, "is required")
     if kind == "extra_forbidden":

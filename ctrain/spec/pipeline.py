@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ctrain.spec.base import ImportPath, Spec, fault
+from ctrain.spec.base import ImportPath, Spec, fault, faults
 from ctrain.spec.contract import Contract
 from ctrain.spec.evaluation import Evaluation
 from ctrain.spec.model import Model, TabularModel
@@ -21,12 +21,17 @@ from ctrain.spec.training import Training
 from ctrain.spec.triggers import NewData, Trigger
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
+_TAKEN = ("models", "code", "live", "cache", "token")
+"""Names below a root that are not a pipeline's."""
+_DAY = 86400.0
 
 
 def _name(name: str) -> str:
     if not _NAME.fullmatch(name):
         hint = "a lower-case letter, then at most 62 lower-case letters, digits and dashes"
         raise fault(f"{name!r} is not a pipeline's name", hint)
+    if name in _TAKEN:
+        raise fault(f"{name!r} is a name that every root uses", f"any name but {', '.join(_TAKEN)}")
     return name
 
 
@@ -56,9 +61,17 @@ class PipelineSpec(Spec):
     triggers: tuple[Trigger, ...] = (NewData(),)
 
     @model_validator(mode="after")
-    def _label_is_no_event_time(self) -> PipelineSpec:
+    def _parts_fit_together(self) -> PipelineSpec:
+        found = []
         if self.label.name == self.source.event_time:
-            raise fault(f"label.name and source.event_time are the same column {self.label.name!r}")
+            same = f"label.name and source.event_time are the same column {self.label.name!r}"
+            found.append(("", same, ""))
+        blocks, window = self.evaluation.blocks, self.training.window / _DAY
+        if blocks > window:
+            longer = f"{blocks} days are longer than training.window, {window:g} days"
+            found.append(("evaluation.blocks", longer, "fewer blocks or a longer window"))
+        if found:
+            raise faults(found)
         return self
 
     def to_json(self) -> dict[str, Any]:

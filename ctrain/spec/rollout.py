@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from ctrain.spec.base import Duration, PositiveDuration, Share, Spec, fault
+from ctrain.spec.base import Duration, PositiveDuration, Share, Spec, faults
 
 _STEPS = (0.01, 0.05, 0.25)
 
@@ -47,10 +47,13 @@ class Canary(Spec):
     @field_validator("steps")
     @classmethod
     def _steps_increase(cls, steps: tuple[float, ...]) -> tuple[float, ...]:
-        for index, (previous, share) in enumerate(pairwise(steps), start=1):
-            if share <= previous:
-                message = f"{share} comes after {previous}: steps must increase"
-                raise fault(message, f"e.g. {list(_STEPS)}", index)
+        found = [
+            (str(index), f"{share} comes after {previous}: steps must increase", f"e.g. {list(_STEPS)}")
+            for index, (previous, share) in enumerate(pairwise(steps), start=1)
+            if share <= previous
+        ]
+        if found:
+            raise faults(found)
         return steps
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from ctrain.spec.base import Metric, PositiveDuration, Spec
+from ctrain.spec.base import Metric, PositiveDuration, Spec, faults, outside, values_of
 
 
 class Serving(Spec):
@@ -40,3 +40,12 @@ class Goals(Spec):
 
     rollback: Literal["previous"] = "previous"
     """Where a rollback goes: the previous champion, resident in every replica."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _values_of_their_metric(cls, metrics: dict[Metric, float]) -> dict[Metric, float]:
+        problems = {metric: outside(metric, goal) for metric, goal in metrics.items()}
+        found = [(metric, text, values_of(metric)) for metric, text in problems.items() if text]
+        if found:
+            raise faults(found)
+        return metrics

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from ctrain.spec.base import Duration, PositiveDuration, Spec, fault
+from ctrain.spec.base import ColumnName, Duration, PositiveDuration, Spec, fault
 
 
 class FileSource(Spec):
@@ -20,8 +20,11 @@ class FileSource(Spec):
     partition: Literal["day"] = "day"
     """Time range of one partition; its folder is named by the range's start, e.g. 2013-03-14."""
 
-    event_time: str
+    event_time: ColumnName
     """Timestamp column that says when a row happened."""
+
+    tolerance: Duration = 86400.0
+    """How far an event time may lie before or after its partition's day: clocks and time zones differ."""
 
     poll: PositiveDuration = 5.0
     """Seconds between two looks for newly sealed partitions."""
@@ -37,7 +40,7 @@ class FileSource(Spec):
 class Label(Spec):
     """The column that training learns, and when it can be trusted."""
 
-    name: str
+    name: ColumnName
     """Column of the source with the truth, 0 or 1."""
 
     matures_after: Duration = 0.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from ctrain.spec.base import Duration, Metric, Spec, fault
+from ctrain.spec.base import Duration, Metric, Spec, fault, faults, outside, values_of
 
 
 class NewData(Spec):
@@ -44,6 +44,12 @@ class Performance(Spec):
     metric: Metric
     worse_than: float
     cooldown: Duration = 86400.0
+
+    @model_validator(mode="after")
+    def _a_value_of_its_metric(self) -> Performance:
+        if problem := outside(self.metric, self.worse_than):
+            raise faults([("worse_than", problem, values_of(self.metric))])
+        return self
 
 
 class DriftTrigger(Spec):

@@ -277,6 +277,57 @@ def test_an_unknown_field_is_refused_with_the_fields_of_its_own_part(
             "at_least and no_harm together",
             "exactly one of at_least, at_most, no_harm",
         ),
+        ({"evaluation": {"gate": []}}, "evaluation.gate", "is empty", ""),
+        (
+            {"evaluation": {"gate": [{"metric": "log_loss", "at_least": 0.5}]}},
+            "evaluation.gate.0",
+            "at_least asks for a bad log_loss: lower is better",
+            "at_most",
+        ),
+        (
+            {"evaluation": {"gate": [{"metric": "auc", "at_most": 0.6}]}},
+            "evaluation.gate.0",
+            "at_most asks for a bad auc: higher is better",
+            "at_least",
+        ),
+        (
+            {"evaluation": {"gate": [{"metric": "auc", "at_least": 62}]}},
+            "evaluation.gate.0.at_least",
+            "62 is no value of auc",
+            "0 to 1",
+        ),
+        (
+            {"evaluation": {"gate": [{"metric": "log_loss", "at_most": -1}]}},
+            "evaluation.gate.0.at_most",
+            "-1 is no value of log_loss",
+            "0 and above",
+        ),
+        ({"goals": {"metrics": {"f1": 2}}}, "goals.metrics.f1", "2 is no value of f1", "0 to 1"),
+        (
+            {"triggers": [{"type": "performance", "metric": "auc", "worse_than": 55}]},
+            "triggers.0.worse_than",
+            "55 is no value of auc",
+            "0 to 1",
+        ),
+        (
+            {"evaluation": {"blocks": 14}, "training": {"window": "7d"}},
+            "evaluation.blocks",
+            "14 days are longer than training.window, 7 days",
+            "fewer blocks or a longer window",
+        ),
+        ({"label": {"name": " "}}, "label.name", "is empty", "a column of the source"),
+        (
+            {"source": {"path": "/landing", "event_time": ""}},
+            "source.event_time",
+            "is empty",
+            "a column of the source",
+        ),
+        (
+            {"pipeline": "models"},
+            "pipeline",
+            "'models' is a name that every root uses",
+            "any name but models, code, live, cache, token",
+        ),
         (
             {"contract": {"columns": {"x": {"dtype": "flag", "maximum": 1}}}},
             "contract.columns.x",
@@ -319,6 +370,54 @@ def test_a_fault_says_where_what_was_found_and_what_is_right(
     changes: dict[str, Any], where: str, message: str, hint: str
 ) -> None:
     assert faults(raw(**changes)) == [(where, message, hint)]
+
+
+def test_rules_of_one_part_are_all_listed() -> None:
+    found = faults(
+        raw(
+            rollout={"steps": [0.5, 0.1, 0.1, 0.2]},
+            evaluation={"gate": [{"metric": "auc", "at_most": 7}]},
+        )
+    )
+    assert [where for where, _, _ in found] == [
+        "evaluation.gate.0", "evaluation.gate.0.at_most", "rollout.steps.1", "rollout.steps.2",
+    ]  # fmt: skip
+
+
+def test_log_loss_may_be_above_one_and_a_window_as_long_as_the_blocks() -> None:
+    gate = [{"metric": "log_loss", "at_most": 1.5}]
+    spec = parse_spec(raw(evaluation={"gate": gate, "blocks": 7}, training={"window": "7d"}))
+    assert spec.evaluation.gate[0].at_most == 1.5
+
+
+def test_keys_given_twice_are_refused_with_their_path_beside_all_other_faults(tmp_path: Path) -> None:
+    text = SMALLEST.replace("owner: flights-team", "owner: ''").replace(
+        "{metric: auc, at_least: 0.62}", "{metric: auc, at_least: 0.62, at_least: 0.1}"
+    )
+    with pytest.raises(SpecError) as caught:
+        load(tmp_path, text + "pipeline: other\n")
+    assert [tuple(fault) for fault in caught.value.faults] == [
+        ("pipeline", "is given twice, in lines 2 and 19", ""),
+        ("evaluation.gate.0.at_least", "is given twice, in lines 12 and 12", ""),
+        ("owner", "is empty", ""),
+    ]
+    with pytest.raises(SpecError, match=r"label\.name +is given twice, in lines 6 and 6"):
+        load(tmp_path, SMALLEST.replace("{name: late,", "{name: late, name: later,"))
+
+
+def test_an_anchor_may_be_used_many_times(tmp_path: Path) -> None:
+    text = SMALLEST.replace("{metric: auc, at_least: 0.62}", "&rule {metric: auc, at_least: 0.62}")
+    assert (
+        len(
+            load(
+                tmp_path,
+                text.replace("    - {metric: auc, no_harm", "    - *rule\n    - {metric: auc, no_harm"),
+            ).evaluation.gate
+        )
+        == 3
+    )
+    with pytest.raises(SpecError):
+        load(tmp_path, "pipeline: &loop [*loop]")
 
 
 @pytest.mark.parametrize("name", ["Flights", "1st", "a_b", "a" * 64, "", "a/b", "a\n"])
