@@ -1,1 +1,1 @@
-"""Room of models: encoders and networks. `encoder` needs numpy only; `tabular` and `build` need torch."""
+"""Room of models: encoders and networks. `encoder` needs numpy only; the rest needs torch."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -17,8 +18,8 @@ from ctrain.errors import WeightsError
 from ctrain.features import FeatureView
 from ctrain.features.view import Arrays
 from ctrain.models.build import build_module
-from ctrain.models.encoder import Encoder
-from ctrain.records import ModelVersion
+from ctrain.models.encoder import Encoder, Inputs
+from ctrain.records import Json, ModelVersion
 from ctrain.registry import read_weights
 from ctrain.storage.code import load_attribute
 from ctrain.storage.root import Root
@@ -86,7 +87,7 @@ def assemble(
     which: Literal["judged", "served"],
     tensors: Mapping[str, torch.Tensor],
 ) -> Network:
-    """Build a network around weights that are in memory already: no copy, no random start.
+    """Build a network around weights that are in memory already.
 
     Raises:
         WeightsError: if names, shapes or types do not fit the network, or the feature view is not the
@@ -97,17 +98,50 @@ def assemble(
     view: Any = load(version.features)
     if view.hash != version.view_hash:
         raise WeightsError(version.id, f"feature view {version.features} is not the one it was trained with")
-    with torch.device("meta"):
-        module = build_module(version.model, encoder.inputs, load)
+    module = restore_module(version.id, version.model, encoder.inputs, tensors, load)
+    return Network(version, view, encoder, module)
+
+
+def restore_module(
+    version: str,
+    model: Json,
+    inputs: Inputs,
+    tensors: Mapping[str, torch.Tensor],
+    load: Callable[[str], Any] | None = None,
+) -> torch.nn.Module:
+    """Build the network that a spec names with these weights, ready to score.
+
+    Args:
+        version: Id of the model version, for errors.
+        model: The spec's `model` as JSON.
+        inputs: Layout of the matrix it takes.
+        tensors: Its whole state, by name.
+        load: Finds a user's factory by import path; None imports it.
+
+    Raises:
+        WeightsError: if names, shapes or types do not fit.
+        UserCodeError: as `build_module`.
+    """
+    # ctrain's own network takes over the tensors: no copy, no random start. A user's may hold tensors
+    # that its state lacks, or the same one twice; it is built as it was for training, and copied into.
+    own = model["type"] == "tabular"
+    with torch.device("meta") if own else nullcontext():
+        module = build_module(model, inputs, load)
     for name, fresh in module.state_dict().items():
         if name in tensors and tensors[name].dtype != fresh.dtype:
             problem = f"tensor {name!r} is {tensors[name].dtype}; expected {fresh.dtype}"
-            raise WeightsError(version.id, problem)
+            raise WeightsError(version, problem)
     try:
-        module.load_state_dict(dict(tensors), strict=True, assign=True)
+        module.load_state_dict(dict(tensors), strict=True, assign=own)
     except RuntimeError as error:
-        raise WeightsError(version.id, f"weights do not fit the network: {error}") from None
-    if any(part.is_meta for part in (*module.parameters(), *module.buffers())):
-        raise WeightsError(version.id, "the network has state that its weights file does not hold")
+        raise WeightsError(version, f"weights do not fit the network: {error}") from None
     module.eval().requires_grad_(False)
-    return Network(version, view, encoder, module)
+    return module
+
+
+def weights_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of a network's whole state in main memory, as safetensors takes it."""
+    return {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in module.state_dict().items()
+    }

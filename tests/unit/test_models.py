@@ -17,6 +17,7 @@ from ctrain.models.build import build_module
 from ctrain.models.encoder import Encoder, Inputs
 from ctrain.models.loading import load_network
 from ctrain.models.tabular import NUMBER_WIDTH, PiecewiseLinear, TabularNet, embedding_width
+from ctrain.models.trial import try_out
 from ctrain.records import ModelVersion
 from ctrain.registry import write_version
 from ctrain.storage import Root
@@ -237,3 +238,101 @@ def test_a_user_module_is_loaded_by_its_path(tmp_path: Path, monkeypatch) -> Non
     root = Root(tmp_path)
     model = {"type": "module", "factory": "mine:f", "arguments": {}}
     assert load_network(root, register(root, replace, model=model), "served").module.weight.shape == (1, 2)
+
+
+class Odd(nn.Module):
+    """Everything that a build without real tensors breaks on."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs.width, 1)
+        self.plain = torch.full((1,), 2.0)
+        self.register_buffer("fixed", torch.ones(1), persistent=False)
+        self.number = self.fixed.sum().item()
+        self.again = [self.linear.weight]
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return (inputs @ self.again[0].T).squeeze(-1) * self.plain * self.fixed * self.number
+
+
+def test_a_user_module_may_hold_plain_tensors_numbers_and_one_weight_twice(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "mine", SimpleNamespace(f=Odd))
+
+    def replace(tensors):
+        tensors.clear()
+        tensors.update({"linear.weight": torch.tensor([[1.0, 3.0]]), "linear.bias": torch.zeros(1)})
+
+    root = Root(tmp_path)
+    model = {"type": "module", "factory": "mine:f", "arguments": {}}
+    module = load_network(root, register(root, replace, model=model), "served").module
+    assert module(torch.ones(1, 2)).tolist() == [8.0]
+    try_out(model, INPUTS, matrix(8))
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_ctrains_own_network_passes_its_trial(rows: int) -> None:
+    try_out(TABULAR, INPUTS, matrix(rows))
+
+
+class Broken(nn.Module):
+    """A network with one fault."""
+
+    def __init__(self, inputs: Inputs, fault: str) -> None:
+        super().__init__()
+        self.fault = fault
+        self.linear = nn.Linear(inputs.width, 1).requires_grad_(fault != "frozen")
+        self.noise = torch.randn(()) if fault == "hidden state" else torch.zeros(())
+
+    def get_extra_state(self):
+        return {"a": 1} if self.fault == "extra state" else torch.zeros(1)
+
+    def set_extra_state(self, state):
+        pass
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        logits = self.linear(inputs.nan_to_num()).squeeze(-1) + self.noise
+        if self.fault == "only training" and not self.training:
+            raise ValueError("no answer for you")
+        faults = {
+            "raises": lambda: inputs[99_999],
+            "tuple": lambda: (logits, logits),
+            "squeezed": lambda: logits.squeeze(),
+            "two columns": lambda: torch.stack([logits, logits], 1),
+            "whole numbers": lambda: logits.long(),
+            "detached": lambda: logits.detach(),
+        }
+        return faults.get(self.fault, lambda: logits)()
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("raises", "cannot be trained: IndexError: index 99999 is out of bounds"),
+        ("tuple", "gave tuple; expected a tensor"),
+        ("squeezed", r"gave torch.float32 of shape \(\) for 1 rows; expected logits of shape \(1,\)"),
+        ("two columns", r"of shape \(8, 2\) for 8 rows"),
+        ("whole numbers", r"gave torch.int64 of shape \(8,\)"),
+        ("detached", "cannot be trained: RuntimeError"),
+        ("frozen", "no parameter that can be trained"),
+        ("extra state", "cannot be saved: AttributeError"),
+        ("hidden state", "it holds state that is not there. Register that state as a buffer"),
+        ("only training", "cannot be asked for predictions: ValueError: no answer for you"),
+    ],
+)
+def test_a_network_that_could_not_be_trained_and_served_is_found_out_before(fault: str, words: str) -> None:
+    model = {"type": "module", "factory": "m:f", "arguments": {"fault": fault}}
+    with pytest.raises(UserCodeError, match=f"^m:f: .*{words}"):
+        try_out(model, INPUTS, matrix(8), lambda path: Broken)
+
+
+def test_a_network_whose_state_grows_cannot_be_loaded() -> None:
+    class Grows(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            self.register_buffer("seen", torch.zeros(2))
+            return super().forward(inputs).squeeze(-1)
+
+    model = {"type": "module", "factory": "m:f", "arguments": {}}
+    with pytest.raises(UserCodeError, match=r"cannot be loaded: .*do not fit the network.*seen"):
+        try_out(model, INPUTS, matrix(8), lambda path: lambda inputs: Grows(inputs.width, 1))
