@@ -40,6 +40,10 @@ Url = Annotated[
 ]
 Token = Annotated[str, typer.Option("--token", envvar="CTRAIN_TOKEN", help="By default that of the root.")]
 Reason = Annotated[str, typer.Option("--reason", "-r", help="Why; it stands in the journal. Asked for.")]
+By = Annotated[str, typer.Option("--by", help="Who acts; this machine's user by default.")]
+Meant = Annotated[
+    str, typer.Option("--version", help="Challenger that is meant; refused if it is another one.")
+]
 Key = Annotated[str, typer.Option("--key", help="Idempotency key; fresh by default.")]
 RootPath = Annotated[str, typer.Option("--root", envvar="CTRAIN_ROOT", help="Where everything is kept.")]
 Attach = Annotated[bool, typer.Option("--attach", help="Ask the controller on Ray, not Serve over HTTP.")]
@@ -183,7 +187,7 @@ def why(
         told = driver.why(name, version, limit)
     else:
         with _client(url, name, "") as client:
-            told = client.why(version)[-limit:]
+            told = client.why(version, limit)
     if not told:
         raise CtrainError(f"{name}: the journal knows no {version or 'event'}")
     if as_json:
@@ -196,6 +200,7 @@ def why(
 def retrain(
     pipeline: Pipeline = "",
     reason: Reason = "",
+    by: By = "",
     overrides: Annotated[str, typer.Option(help='JSON, e.g. {"training": {"epochs": 3}}')] = "",
     url: Url = DEFAULT_URL,
     token: Token = "",
@@ -207,72 +212,82 @@ def retrain(
         changed = json.loads(overrides) if overrides else {}
     except ValueError as error:
         raise typer.BadParameter(f"is not JSON: {error}", param_hint="--overrides") from None
-    _operate("retrain", pipeline, reason, url, token, key, as_json, overrides=changed)
+    _operate("retrain", pipeline, reason, url, token, key, as_json, by=by, overrides=changed)
 
 
 @app.command()
 def promote(
     pipeline: Pipeline = "",
     reason: Reason = "",
+    by: By = "",
+    version: Meant = "",
     url: Url = DEFAULT_URL,
     token: Token = "",
     key: Key = "",
     as_json: Json = False,
 ) -> None:
     """Make the challenger the champion, without the statistics that are left."""
-    _operate("promote", pipeline, reason, url, token, key, as_json)
+    _operate("promote", pipeline, reason, url, token, key, as_json, by=by, version=version)
 
 
 @app.command()
 def abort(
     pipeline: Pipeline = "",
     reason: Reason = "",
+    by: By = "",
+    version: Meant = "",
     url: Url = DEFAULT_URL,
     token: Token = "",
     key: Key = "",
     as_json: Json = False,
 ) -> None:
     """Withdraw the challenger."""
-    _operate("abort", pipeline, reason, url, token, key, as_json)
+    _operate("abort", pipeline, reason, url, token, key, as_json, by=by, version=version)
 
 
 @app.command()
 def rollback(
     pipeline: Pipeline = "",
     reason: Reason = "",
+    by: By = "",
+    version: Meant = "",
     url: Url = DEFAULT_URL,
     token: Token = "",
     key: Key = "",
     as_json: Json = False,
 ) -> None:
     """Withdraw the challenger and go back to the previous champion."""
-    _operate("rollback", pipeline, reason, url, token, key, as_json)
+    _operate("rollback", pipeline, reason, url, token, key, as_json, by=by, version=version)
 
 
 @app.command()
 def pause(
     pipeline: Pipeline = "",
     reason: Reason = "",
+    by: By = "",
+    version: Meant = "",
     url: Url = DEFAULT_URL,
     token: Token = "",
     key: Key = "",
     as_json: Json = False,
 ) -> None:
     """Freeze the split; nothing is promoted."""
-    _operate("pause", pipeline, reason, url, token, key, as_json)
+    _operate("pause", pipeline, reason, url, token, key, as_json, by=by, version=version)
 
 
 @app.command()
 def resume(
     pipeline: Pipeline = "",
     reason: Reason = "",
+    by: By = "",
+    version: Meant = "",
     url: Url = DEFAULT_URL,
     token: Token = "",
     key: Key = "",
     as_json: Json = False,
 ) -> None:
     """End a pause."""
-    _operate("resume", pipeline, reason, url, token, key, as_json)
+    _operate("resume", pipeline, reason, url, token, key, as_json, by=by, version=version)
 
 
 # --- parts ---

@@ -2,11 +2,13 @@
 
 Every call is idempotent: a verb carries its `Idempotency-Key` through all tries, a prediction may be
 repeated, a label that is sent twice counts once. So the client retries by itself when a connection
-breaks or a server says "later", until its deadline. What JSON cannot hold is refused before it is sent.
+breaks or a server says "later", until its deadline; one try gets a third of it, so that a server that
+hangs once does not use it up. What JSON cannot hold is refused before it is sent.
 """
 
 from __future__ import annotations
 
+import getpass
 import json
 import math
 import os
@@ -27,6 +29,17 @@ from ctrain.records import Json
 
 ROUTES_WITHIN = 6.0
 """Seconds in which a proxy that was started anew knows its routes again; until then it answers 404."""
+
+SHORTEST_TRY = 1.0
+"""Seconds that one try gets at least, as long as the call has them."""
+
+
+def acting_user() -> str:
+    """Who this process acts for: the name under which an operator's verb stands in the journal."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +63,8 @@ class Client:
         url: Of Serve's HTTP endpoint, e.g. `http://127.0.0.1:8000`.
         pipeline: Its name.
         token: Operator's bearer token; CTRAIN_TOKEN by default. Only operator verbs need it.
-        timeout: Seconds that a call may take, all tries together. Proxies of the environment are not used.
+        timeout: Seconds that a call may take, all tries together; a try that takes a third of it, and at
+            least a second, is given up and sent again. Proxies of the environment are not used.
         transport: httpx transport, for tests.
         sleep: Waits between tries, for tests.
     """
@@ -112,10 +126,11 @@ class Client:
         ]
 
     def label(self, prediction_id: str, value: float) -> str:
-        """Tell the truth about a prediction.
+        """Tell the truth about a prediction: 0 or 1.
 
         Returns:
-            `pending` (new, joined by the next window), `same` or `corrected`.
+            `pending` (new, joined by the next window), `same` (known already), `corrected` (it replaces
+            the one before) or `late` (after the pipeline's label horizon: counted, not kept).
         """
         result: str = self.label_many({prediction_id: value})[prediction_id]
         return result
@@ -131,11 +146,11 @@ class Client:
         """Where the pipeline stands."""
         return parse_status(self._send("GET", "/status"))
 
-    def why(self, version: str = "") -> list[Json]:
-        """History of a version (`v8` or its id), or of the whole pipeline, oldest first."""
-        answer = self._send("GET", f"/why?version={quote(version, safe='')}")
+    def why(self, version: str = "", limit: int = 200) -> list[Json]:
+        """The newest `limit` events of a version (`v8` or its id), or of the whole pipeline, oldest first."""
+        answer = self._send("GET", f"/why?version={quote(version, safe='')}&limit={limit}")
         events: list[Json] = answer["events"]
-        return events
+        return events[-limit:]
 
     def healthy(self) -> bool:
         """Whether a champion answers, asked once; False as well where nobody answers."""
@@ -145,33 +160,40 @@ class Client:
         except (httpx2.TransportError, ValueError, AttributeError):
             return False
 
-    def retrain(self, reason: str, overrides: Json | None = None, key: str | None = None) -> Json:
+    # Operator's verbs. `by` is who acts, this machine's user by default; `version` (label or id) names the
+    # challenger that is meant, and a verb that would meet another one is refused.
+
+    def retrain(
+        self, reason: str, overrides: Json | None = None, key: str | None = None, *, by: str = ""
+    ) -> Json:
         """Start a run now; `overrides` change the spec for this run, e.g. {"training": {"seed": 11}}."""
-        return self._operate("retrain", reason, key, {"overrides": overrides or {}})
+        return self._operate("retrain", reason, key, by, {"overrides": overrides or {}})
 
-    def promote(self, reason: str, key: str | None = None) -> Json:
+    def promote(self, reason: str, key: str | None = None, *, by: str = "", version: str = "") -> Json:
         """Promote the challenger without waiting for more evidence."""
-        return self._operate("promote", reason, key)
+        return self._operate("promote", reason, key, by, _meant(version))
 
-    def abort(self, reason: str, key: str | None = None) -> Json:
+    def abort(self, reason: str, key: str | None = None, *, by: str = "", version: str = "") -> Json:
         """Withdraw the challenger."""
-        return self._operate("abort", reason, key)
+        return self._operate("abort", reason, key, by, _meant(version))
 
-    def rollback(self, reason: str, key: str | None = None) -> Json:
+    def rollback(self, reason: str, key: str | None = None, *, by: str = "", version: str = "") -> Json:
         """Withdraw a challenger, and go back to the previous champion."""
-        return self._operate("rollback", reason, key)
+        return self._operate("rollback", reason, key, by, _meant(version))
 
-    def pause(self, reason: str, key: str | None = None) -> Json:
+    def pause(self, reason: str, key: str | None = None, *, by: str = "", version: str = "") -> Json:
         """Freeze the split of the rollout."""
-        return self._operate("pause", reason, key)
+        return self._operate("pause", reason, key, by, _meant(version))
 
-    def resume(self, reason: str, key: str | None = None) -> Json:
+    def resume(self, reason: str, key: str | None = None, *, by: str = "", version: str = "") -> Json:
         """Let a paused rollout go on."""
-        return self._operate("resume", reason, key)
+        return self._operate("resume", reason, key, by, _meant(version))
 
-    def _operate(self, verb: str, reason: str, key: str | None, body: Json | None = None) -> Json:
+    def _operate(self, verb: str, reason: str, key: str | None, by: str, body: Json) -> Json:
         headers = {"Authorization": f"Bearer {self._token}", "Idempotency-Key": key or uuid.uuid4().hex}
-        return self._send("POST", f"/admin/{verb}", {"reason": reason, **(body or {})}, headers)
+        return self._send(
+            "POST", f"/admin/{verb}", {"reason": reason, "by": by or acting_user(), **body}, headers
+        )
 
     def _send(
         self, method: str, path: str, body: Json | None = None, headers: Mapping[str, str] | None = None
@@ -182,7 +204,7 @@ class Client:
         while True:
             pause = wait
             try:
-                response = self._try(method, url, content, sent, began + self._timeout)
+                response = self._try(method, url, content, sent, self._try_until(began + self._timeout))
                 if not _later(response, time.monotonic() - began):
                     return _read(response)
                 problem = f"answered {response.status_code}: {response.text[:200]}"
@@ -194,10 +216,13 @@ class Client:
             self._sleep(pause)
             wait = min(2 * wait, 1.0)
 
+    def _try_until(self, deadline: float) -> float:
+        return min(deadline, time.monotonic() + max(self._timeout / 3, SHORTEST_TRY))
+
     def _try(
         self, method: str, url: str, content: bytes | None, headers: Mapping[str, str], deadline: float
     ) -> httpx2.Response:
-        """One try, within what is left of the call's time, however slowly the answer trickles in."""
+        """One try, until its deadline, however slowly the answer trickles in."""
         left = max(deadline - time.monotonic(), 0.001)
         request = self._http.build_request(method, url, content=content, headers=headers, timeout=left)
         response = self._http.send(request, stream=True)
@@ -211,6 +236,10 @@ class Client:
             response.close()
         plain = {name: text for name, text in response.headers.items() if name != "content-encoding"}
         return httpx2.Response(response.status_code, headers=plain, content=b"".join(pieces))
+
+
+def _meant(version: str) -> Json:
+    return {"version": version} if version else {}
 
 
 def _row(where: str, row: Mapping[str, Any]) -> Json:

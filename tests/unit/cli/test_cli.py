@@ -1,3 +1,4 @@
+import getpass
 import json
 import os
 import subprocess
@@ -170,6 +171,23 @@ def test_operators_verbs_send_reason_and_the_root_s_token(
     assert requests[0].url.path == f"/flights-late/admin/{verb}"
     assert requests[0].headers["authorization"] == f"Bearer {token}"
     assert json.loads(requests[0].content)["reason"] == "pager 4711"
+
+
+def test_operators_verbs_name_the_person_and_the_challenger(
+    project: Path, server: Callable[..., Any]
+) -> None:
+    requests = server(200, {"ok": True, "generation": 4})
+    assert cli.main(["promote", "-r", "x", "--by", "ada", "--version", "v8", "--json"]) == 0
+    assert cli.main(["retrain", "-r", "x", "--json"]) == 0
+    first, second = (json.loads(request.content) for request in requests)
+    assert (first["by"], first["version"]) == ("ada", "v8")
+    assert second["by"] == getpass.getuser()
+
+
+def test_why_asks_for_as_many_events_as_were_wanted(project: Path, server: Callable[..., Any]) -> None:
+    requests = server(200, {"events": [{"seq": 1, "at": "", "kind": "alert", "text": ""}]})
+    assert cli.main(["why", "--limit", "1000"]) == 0
+    assert requests[0].url.params["limit"] == "1000"
 
 
 def test_a_refusal_ends_with_one_and_its_reason(

@@ -1,3 +1,4 @@
+import getpass
 import json
 import math
 import time
@@ -194,7 +195,34 @@ def test_a_verb_keeps_its_key_through_repetitions() -> None:
     assert len({request.headers["idempotency-key"] for request in server.requests}) == 1
     assert server.slept > 0.0
     assert server.requests[0].headers["authorization"] == "Bearer secret"
-    assert json.loads(server.requests[0].content) == {"reason": "pager 4711"}
+    assert json.loads(server.requests[0].content)["reason"] == "pager 4711"
+
+
+@pytest.mark.parametrize("verb", ["retrain", "promote", "abort", "rollback", "pause", "resume"])
+def test_every_verb_says_who_acts(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(getpass, "getuser", lambda: "ada")
+    server = FakeServer((200, {"generation": 5}))
+    getattr(server.client(), verb)("r")
+    getattr(server.client(), verb)("r", by="grace")
+    assert [json.loads(request.content)["by"] for request in server.requests] == ["ada", "grace"]
+
+
+@pytest.mark.parametrize("verb", ["promote", "abort", "rollback", "pause", "resume"])
+def test_a_verb_may_name_the_challenger_it_means(verb: str) -> None:
+    server = FakeServer((200, {"generation": 5}))
+    getattr(server.client(), verb)("r", version="v8")
+    getattr(server.client(), verb)("r")
+    bodies = [json.loads(request.content) for request in server.requests]
+    assert bodies[0]["version"] == "v8"
+    assert "version" not in bodies[1]
+
+
+def test_a_server_that_hangs_once_does_not_use_up_the_deadline() -> None:
+    server = FakeServer(httpx2.ReadTimeout("hangs"), (200, PREDICTION))
+    server.client(timeout=30.0).predict({})
+    server.client(timeout=1.5).predict({})
+    granted = [request.extensions["timeout"]["read"] for request in server.requests]
+    assert granted == pytest.approx([10.0, 10.0, 1.0], abs=0.1)
 
 
 def test_two_calls_have_two_keys() -> None:
@@ -230,9 +258,9 @@ def test_why_gives_events_in_words() -> None:
     event = {"seq": 3, "at": "2013-03-15T06:02:00+00:00", "kind": "gate_decided", "text": "accept"}
     server = FakeServer((200, {"events": [event]}))
     assert server.client().why("v8") == [event]
-    assert dict(server.requests[0].url.params) == {"version": "v8"}
-    server.client().why("v8&x=#1 2")
-    assert dict(server.requests[1].url.params) == {"version": "v8&x=#1 2"}
+    assert dict(server.requests[0].url.params) == {"version": "v8", "limit": "200"}
+    server.client().why("v8&x=#1 2", limit=1000)
+    assert dict(server.requests[1].url.params) == {"version": "v8&x=#1 2", "limit": "1000"}
 
 
 def test_status_reads_nested_records() -> None:
