@@ -318,31 +318,40 @@ class LiveDocument:
 
 @dataclass(frozen=True, slots=True)
 class ArmCounts:
-    """Cumulative counts of one arm of a rollout at one split, in one replica incarnation."""
+    """Cumulative draws of one arm of a rollout at one split, in one replica incarnation.
+
+    A draw is a throw of the split's coin: a request without a key is one, and so is each key.
+    """
 
     rollout: str
     split: float
+    """Chance that the draw fell to the challenger; for a key seen at an earlier step, given what that
+    step showed of it."""
     arm: Literal["champion", "challenger"]
     requests: int = 0
+    """Draws with a request."""
     errors: int = 0
-    """Exceptions and answers that are not finite."""
+    """Draws with an exception or an answer that is not finite."""
     slow: int = 0
-    """Answers whose time inside the model reached the document's `slow_s`."""
+    """Draws with an answer whose time inside the model reached the document's `slow_s`."""
+    keyed: bool = False
+    """Whether these are keys: a key falls the same way in every replica, so they do not add up over
+    replicas."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairCounts:
-    """Cumulative comparison of champion and challenger on mirrored requests."""
+    """Cumulative comparison of champion and challenger on mirrored requests, each one witness."""
 
     rollout: str
     pairs: int = 0
-    """Rows that both models scored."""
-    flipped: int = 0
-    """Rows on whose decision they differ."""
+    """Requests that both models scored."""
+    flipped: float = 0.0
+    """Sum over requests of the share of rows on whose decision they differ."""
     shift: float = 0.0
-    """Sum of challenger's minus champion's probability."""
+    """Sum over requests of the mean of challenger's minus champion's probability."""
     distance: float = 0.0
-    """Sum of the absolute difference."""
+    """Sum over requests of the mean absolute difference."""
     errors: int = 0
     """Mirrored requests at which the challenger raised or was not finite."""
     shed: int = 0
@@ -493,6 +502,8 @@ class EvaluationRequest:
     candidate: str
     champion: str
     """Empty for the first model."""
+    code: str = ""
+    """User code that the task runs with, as in RunRequest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -508,6 +519,10 @@ class WindowRequest:
     end: float
     watermark: float
     """Newest event time that was landed: labels of events that are mature by then count."""
+    previous_watermark: float = 0.0
+    """The same at the end of the window before: what was mature then has been counted."""
+    code: str = ""
+    """User code that the task runs with, as in RunRequest."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from ctrain.records import (
     ArmCounts,
     ContractReport,
     EvaluationRequest,
+    Failure,
     GateDecision,
     IngestedPartition,
     IngestRequest,
@@ -51,22 +52,46 @@ class FakeSource:
     """Lists what the test has landed."""
 
     landed: list[Sighting] = field(default_factory=list)
+    found: list[Sighting] | Failure | None = None
+    away: str = ""
+    """Why it cannot be looked at."""
 
-    def look(self, known: dict[str, str]) -> list[Sighting]:
-        return [seen for seen in self.landed if seen.name not in known]
+    def start(self, known: dict[str, str]) -> None:
+        self.found = [
+            seen
+            for seen in self.landed
+            if seen.partition is None or known.get(seen.name) != seen.partition.sha256
+        ]
+        if self.away:
+            self.found = Failure("look", self.away)
+
+    def poll(self) -> list[Sighting] | Failure | None:
+        found, self.found = self.found, None
+        return found
 
 
 @dataclass
 class FakeIngest:
-    """Commits every partition once, whatever the number of calls."""
+    """Commits every partition once, whatever the number of calls; `bad` ones raise, `refused` ones fail."""
 
     commits: dict[str, int] = field(default_factory=dict)
-    done: list[tuple[str, tuple[IngestedPartition, ...]]] = field(default_factory=list)
-    failures: int = 0
+    done: list[tuple[str, tuple[IngestedPartition, ...]] | Failure] = field(default_factory=list)
+    bad: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
+    """Content hashes that the contract refuses."""
+    starts: list[tuple[str, ...]] = field(default_factory=list)
 
     def start(self, request: IngestRequest) -> None:
+        self.starts.append(tuple(item.name for item in request.partitions))
+        if self.bad & {item.name for item in request.partitions}:
+            self.done.append(Failure(request.key, "storage is away"))
+            return
         items = []
         for item in request.partitions:
+            if item.sha256 in self.refused:
+                report = ContractReport(100, 0, {"y: null": 100})
+                items.append(IngestedPartition(item.name, item.sha256, report, "no row has a label"))
+                continue
             version = self.commits.setdefault(item.name, len(self.commits))
             day = int(item.name.split("-")[1])
             items.append(
@@ -82,7 +107,7 @@ class FakeIngest:
             )
         self.done.append((request.key, tuple(items)))
 
-    def poll(self) -> list[tuple[str, tuple[IngestedPartition, ...]]]:
+    def poll(self) -> list[tuple[str, tuple[IngestedPartition, ...]] | Failure]:
         done, self.done = self.done, []
         return done
 
@@ -94,12 +119,15 @@ class FakeTraining:
     runs: dict[str, RunRequest] = field(default_factory=dict)
     starts: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
+    actors: set[str] = field(default_factory=set)
+    """Runs that hold an actor, and with it processors."""
     bad: set[str] = field(default_factory=set)
     hopeless: bool = False
     """Whether the failures would come again with every attempt."""
 
     def start(self, request: RunRequest) -> None:
         self.starts.append(request.run_id)
+        self.actors.add(request.run_id)
         self.runs.setdefault(request.run_id, request)
 
     def poll(self, run_id: str) -> RunStatus:
@@ -109,49 +137,66 @@ class FakeTraining:
 
     def release(self, run_id: str) -> None:
         self.released.append(run_id)
+        self.actors.discard(run_id)
+
+    def running(self, pipeline: str) -> list[str]:
+        return sorted(self.actors)
 
 
 @dataclass
 class FakeRegistry:
-    """Knows every version that a run finished."""
+    """Knows every version that a run finished; `fault` is raised once it is set."""
 
     training: FakeTraining
+    fault: Exception | None = None
 
     def read(self, version: str) -> ModelVersion:
+        if self.fault is not None:
+            raise self.fault
         run = self.training.runs[version.removeprefix("m-")]
         return model_version(version, run.partitions)
 
 
 @dataclass
 class FakeEvaluation:
-    """Accepts, or what `verdicts` says of a version."""
+    """Accepts, or what `verdicts` says of a version; `bad` ones cannot be scored."""
 
     verdicts: dict[str, str] = field(default_factory=dict)
-    done: list[tuple[str, GateDecision]] = field(default_factory=list)
+    done: list[tuple[str, GateDecision] | Failure] = field(default_factory=list)
+    bad: set[str] = field(default_factory=set)
 
     def start(self, request: EvaluationRequest) -> None:
+        if request.candidate in self.bad:
+            self.done.append(Failure(request.key, "a block is missing"))
+            return
         verdict = self.verdicts.get(request.candidate, "accept")
         score = ModelScore(request.candidate, {"auc": 0.7}, ())
         decision = GateDecision(request.candidate, request.champion, verdict, (), score, None, "said so")
         self.done.append((request.key, decision))
 
-    def poll(self) -> list[tuple[str, GateDecision]]:
+    def poll(self) -> list[tuple[str, GateDecision] | Failure]:
         done, self.done = self.done, []
         return done
 
 
 @dataclass
 class FakeMonitoring:
-    """Sees no traffic."""
+    """Sees no traffic, or what `report` says of a window."""
 
-    done: list[tuple[str, WindowReport]] = field(default_factory=list)
+    done: list[tuple[str, WindowReport] | Failure] = field(default_factory=list)
+    requests: list[WindowRequest] = field(default_factory=list)
+    report: WindowReport | None = None
+    fails: bool = False
 
     def start(self, request: WindowRequest) -> None:
-        self.done.append(
-            (request.key, WindowReport(request.start, request.end, 0, 0, {}, state="not_enough_rows"))
-        )
+        self.requests.append(request)
+        if self.fails:
+            self.done.append(Failure(request.key, "the log is torn"))
+            return
+        seen = self.report or WindowReport(0.0, 0.0, 0, 0, {}, state="not_enough_rows")
+        self.done.append((request.key, replace(seen, start=request.start, end=request.end)))
 
-    def poll(self) -> list[tuple[str, WindowReport]]:
+    def poll(self) -> list[tuple[str, WindowReport] | Failure]:
         done, self.done = self.done, []
         return done
 
@@ -225,9 +270,16 @@ class FakeServing:
     configured: int | None = None
     deployed: bool = False
     deliver: Callable[[FakeReplica], bool] = lambda replica: True
+    fault: Exception | None = None
+    """What Serve answers to every change of its configuration, once set."""
 
     def deploy(self, document: LiveDocument) -> None:
+        self._answer()
         self.deployed = True
+
+    def _answer(self) -> None:
+        if self.fault is not None:
+            raise self.fault
 
     def apply(self, document: LiveDocument) -> None:
         if self.stored is None or document.order >= self.stored.order:
@@ -237,6 +289,7 @@ class FakeServing:
                 replica.take(document)
 
     def settle(self, document: LiveDocument) -> None:
+        self._answer()
         self.settled.append(document.generation)
         self.configured = document.generation
 
@@ -247,6 +300,7 @@ class FakeServing:
         )
 
     def remove(self) -> None:
+        self._answer()
         self.deployed = False
 
 
@@ -261,6 +315,9 @@ class World:
     monitoring: FakeMonitoring = field(default_factory=FakeMonitoring)
     serving: FakeServing = field(default_factory=FakeServing)
 
+    def __post_init__(self) -> None:
+        self.registry = FakeRegistry(self.training)
+
     def land(self, *days: int) -> None:
         self.source.landed += [Sighting(partition(day).name, partition(day)) for day in days]
 
@@ -269,7 +326,7 @@ class World:
             self.source,
             self.ingest,
             self.training,
-            FakeRegistry(self.training),
+            self.registry,
             self.evaluation,
             self.monitoring,
             self.serving,

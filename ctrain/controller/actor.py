@@ -3,7 +3,7 @@
 Detached and named, restarted for ever (`max_restarts=-1`), but never calling a method again by itself
 (`max_task_retries=0`: a transparent retry would run a promotion twice; callers retry with the same
 idempotency key instead). It imports installed ctrain only: user code runs in tasks and replicas.
-Which pipelines it hosts stands in a table of the root, which a restart replays.
+Which pipelines it hosts stands in a table of the root; everything else a restart reads in their journals.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import sqlite3
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
+from sqlalchemy.exc import SQLAlchemyError
 
 import ctrain
 from ctrain.controller.clock import SteadyClock
@@ -28,7 +30,7 @@ from ctrain.controller.journal import Event, Journal
 from ctrain.controller.rooms import Rooms
 from ctrain.controller.status import status_of
 from ctrain.errors import CtrainError, FencedError, KeyReusedError, StorageError
-from ctrain.records import Json, LiveDocument, ReplicaReport, from_json, to_json
+from ctrain.records import Json, Observed, ReplicaReport, from_json, to_json
 from ctrain.spec import PipelineSpec, parse_spec
 from ctrain.storage import Root
 from ctrain.telemetry import metrics
@@ -38,6 +40,12 @@ log = logging.getLogger("ctrain.controller")
 ACTOR_NAME = "ctrain-controller"
 STEP_EVERY = 0.25
 """Seconds between two steps when nothing wakes the loop."""
+STEP_STOPPED = 5.0
+"""The same for a pipeline that is stopped."""
+
+
+class UnreadyError(CtrainError):
+    """A pipeline's controller could not be made yet."""
 
 
 def namespace() -> str:
@@ -46,56 +54,115 @@ def namespace() -> str:
 
 
 class Host:
-    """One pipeline's controller and its loop in a thread."""
+    """One pipeline's controller, and the loop in a thread that steps it.
 
-    def __init__(self, spec: PipelineSpec, root: Root) -> None:
-        from ctrain.serving.deploy import RayServing
+    The loop is the only one that makes a controller: at its start, and anew after whatever went wrong in
+    the one before, so a database that is away for a while ends nothing.
+    """
 
-        self.spec, self.root = spec, root
-        self.lock = threading.Lock()
+    def __init__(self, pipeline: str, root: Root, rooms: Callable[[PipelineSpec], Rooms]) -> None:
+        self.pipeline, self.root = pipeline, root
+        self.lock = threading.RLock()
+        """Held while the controller is used: it knows one caller at a time."""
         self.wake = threading.Event()
         self.ended = threading.Event()
-        self.error = ""
-        self.serving = RayServing(spec.pipeline, root, spec, namespace())
-        journal = Journal(root.pipeline(spec.pipeline).journal_url(), spec.pipeline)
-        self.journal = journal
-        clock = SteadyClock(not_before=journal.newest())
-        owner = f"pid {os.getpid()} {uuid.uuid4().hex[:8]}"
-        rooms = ray_rooms(spec, root, self.serving)
-        told = partial(count, spec.pipeline)
-        self.controller = Controller(journal, rooms, str(root.path), clock, owner, told)
-        self.document: LiveDocument = self.controller.document
-        self.thread = threading.Thread(target=self._loop, name=f"loop-{spec.pipeline}", daemon=True)
+        self.error = "its controller is starting"
+        self.controller: Controller | None = None
+        self.journal: Journal | None = None
+        self._rooms = rooms
+        self._built: tuple[PipelineSpec, Rooms] | None = None
+        self.thread = threading.Thread(target=self._loop, name=f"loop-{pipeline}", daemon=True)
+
+    def wait(self, seconds: float) -> Controller:
+        """The controller, once there is one.
+
+        Raises:
+            UnreadyError: says what keeps it from being there.
+        """
+        end = time.monotonic() + seconds
+        while self.controller is None:
+            if time.monotonic() > end or self.ended.is_set():
+                raise UnreadyError(f"{self.pipeline}: {self.error}")
+            time.sleep(0.01)
+        return self.controller
+
+    def build(self, spec: PipelineSpec) -> Rooms:
+        """The rooms of a spec, made once for it; raises what a source or library raises."""
+        if self._built is None or self._built[0] != spec:
+            self._built = (spec, self._rooms(spec))
+        return self._built[1]
+
+    def operate(self, verb: str, key: str, by: str, reason: str, body: Json) -> Json:
+        """Do what a person asks, once for each key; rooms follow the spec that is journaled."""
+        with self.lock:
+            controller = self.wait(0)
+            answer = controller.operate(verb, key, by, reason, body)
+            if verb == "start":
+                controller.replace_rooms(self.build(controller.state.pipeline_spec()))
+        self.wake.set()
+        return answer
+
+    def observe(self) -> Observed:
+        """What the replicas say."""
+        return self._built[1].serving.observe() if self._built else Observed((), None)
+
+    def heard(self, report: ReplicaReport) -> None:
+        """Note what a replica says of itself."""
+        if self._built is not None:
+            serving: Any = self._built[1].serving
+            serving.heard(report)
 
     def end(self) -> None:
         """End the loop and wait for the step under way."""
         self.ended.set()
         self.wake.set()
         self.thread.join(timeout=30)
-        self.journal.close()
 
     def _loop(self) -> None:
         while not self.ended.is_set():
             try:
-                with self.lock:
-                    began = time.monotonic()
-                    self.controller.step()
-                    self.document = self.controller.document
-                metrics.STEP_SECONDS.put(time.monotonic() - began, pipeline=self.spec.pipeline)
-                metrics.SPLIT.put(self.document.split, pipeline=self.spec.pipeline)
-                self.error = ""
+                self._take_over()
+                while not self.ended.is_set():
+                    self._step()
             except FencedError as error:
-                log.warning("%s", error)
                 self.error = str(error)
+                log.warning("%s", error)
                 return
             except Exception as error:
                 self.error = f"{type(error).__name__}: {error}"
-                log.exception("step of %s failed; trying again", self.spec.pipeline)
+                log.exception("the controller of %s failed; another one takes over", self.pipeline)
                 self.ended.wait(1.0)
+            finally:
                 with self.lock:
-                    self.controller.reload()
-            self.wake.wait(STEP_EVERY)
-            self.wake.clear()
+                    self.controller = None
+                    if self.journal is not None:
+                        self.journal.close()
+
+    def _take_over(self) -> None:
+        journal = Journal(self.root.pipeline(self.pipeline).journal_url(), self.pipeline)
+        self.journal = journal
+        clock = SteadyClock(not_before=journal.newest())
+        owner = f"pid {os.getpid()} {uuid.uuid4().hex[:8]}"
+        state = recover(journal)
+        if state.spec:
+            self.build(state.pipeline_spec())
+        if self._built is None:
+            raise UnreadyError(f"{self.pipeline} was never started")
+        told = partial(count, self.pipeline)
+        self.controller = Controller(journal, self._built[1], str(self.root.path), clock, owner, told)
+        self.error = ""
+
+    def _step(self) -> None:
+        assert self.controller is not None
+        with self.lock:
+            began = time.monotonic()
+            self.controller.step()
+            self.error = "; ".join(f"{door}: {fault}" for door, fault in self.controller.faults.items())
+            split, gone = self.controller.document.split, self.controller.gone
+        metrics.STEP_SECONDS.put(time.monotonic() - began, pipeline=self.pipeline)
+        metrics.SPLIT.put(split, pipeline=self.pipeline)
+        self.wake.wait(STEP_EVERY if not gone else STEP_STOPPED)
+        self.wake.clear()
 
 
 def count(pipeline: str, event: Event) -> None:
@@ -109,33 +176,28 @@ def count(pipeline: str, event: Event) -> None:
             metrics.PROMOTIONS.add(1, pipeline=pipeline, kind=event.kind)
 
 
-def ray_rooms(spec: PipelineSpec, root: Root, serving: Any) -> Rooms:
+def ray_rooms(spec: PipelineSpec, root: Root) -> Rooms:
     """The real rooms of a pipeline, on Ray."""
-    from ctrain.controller.tasks import TaskRoom
+    from ctrain.controller.tasks import LookRoom, TaskRoom
     from ctrain.data import FileSource, ingest
     from ctrain.evaluation.score import evaluate
     from ctrain.monitoring.windows import summarise
     from ctrain.registry import Registry
+    from ctrain.serving.deploy import RayServing
     from ctrain.storage.code import code_uri
     from ctrain.training import RayTraining
 
     def environment(request: Any) -> dict[str, Any]:
-        code = request.code if hasattr(request, "code") else current_code()
-        return {"working_dir": code_uri(root, code)} if code else {}
-
-    def current_code() -> str:
-        journal = Journal(root.pipeline(spec.pipeline).journal_url(), spec.pipeline)
-        with closing(journal):
-            return recover(journal).code
+        return {"working_dir": code_uri(root, request.code)} if request.code else {}
 
     return Rooms(
-        source=FileSource(spec),
+        source=LookRoom(FileSource(spec).look),
         ingest=TaskRoom("ingest", ingest, environment),
         training=RayTraining(namespace()),
         registry=Registry(root),
         evaluation=TaskRoom("evaluate", evaluate, environment),
         monitoring=TaskRoom("monitor", summarise, environment),
-        serving=serving,
+        serving=RayServing(spec.pipeline, root, spec, namespace()),
     )
 
 
@@ -151,8 +213,8 @@ class ControllerActor:
         self._root = Root(Path(root), os.environ.get("CTRAIN_STORE", ""))
         self._hosts: dict[str, Host] = {}
         self._lock = threading.Lock()
-        for text in self._registered():
-            self._host(parse_spec(text))
+        for name in self._registered():
+            self._host(name).thread.start()
 
     def ping(self) -> Json:
         """Who answers: ctrain's version, process id, root."""
@@ -164,39 +226,45 @@ class ControllerActor:
             problem = f"this namespace's controller keeps its pipelines in {self._root.path}, not in {root}"
             return {"ok": False, "status": 409, "error": problem}
         parsed = parse_spec(spec)
+        try:
+            ray_rooms(parsed, self._root)  # what cannot be opened must not be journaled
+        except Exception as error:
+            log.exception("%s cannot be started", parsed.pipeline)
+            problem = f"{parsed.pipeline} cannot be started: {type(error).__name__}: {error}"
+            return {"ok": False, "status": 422, "error": problem}
         with self._lock:
-            self._register(parsed)
             host = self._hosts.get(parsed.pipeline)
-            if host is not None and host.spec != parsed:
-                # Rooms are built from the spec; a fresh host takes over by its higher epoch.
-                host.end()
-                host = None
-            host = host or self._host(parsed)
-        body = {"spec": parsed.to_json(), "code": code}
-        return self._operate(host, "start", key, by, reason or "start", body)
-
-    def remove(self, pipeline: str, key: str, reason: str, by: str = "job") -> Json:
-        """Stop a pipeline: its application goes, its root stays."""
-        answer = self.operate(pipeline, "stop", key, {"reason": reason, "by": by})
+            if host is None or not host.thread.is_alive():  # never hosted here, or fenced
+                host = self._host(parsed.pipeline)
+                host.build(parsed)
+                host.thread.start()
+        try:
+            host.wait(20.0)
+        except UnreadyError as error:
+            return {"ok": False, "status": 503, "error": str(error)}
+        answer = self._operate(
+            host, "start", key, by, reason or "start", {"spec": parsed.to_json(), "code": code}
+        )
         if answer["ok"]:
-            with self._lock:
-                host = self._hosts.pop(pipeline, None)
-                self._unregister(pipeline)
-            if host is not None:
-                host.end()
+            self._register(parsed.pipeline)
         return answer
 
+    def remove(self, pipeline: str, key: str, reason: str, by: str = "job") -> Json:
+        """Stop a pipeline: its application goes, its root stays, and a start takes it up again."""
+        return self.operate(pipeline, "stop", key, {"reason": reason, "by": by})
+
     def pipelines(self) -> list[str]:
-        """Names of the pipelines hosted here."""
-        return sorted(self._hosts)
+        """Names of the pipelines that run here."""
+        return sorted(name for name, host in self._hosts.items() if not _stopped(host))
 
     def pull(self, pipeline: str, report: Json) -> Json | None:
         """A replica reports and is told what to serve; None where the pipeline is not hosted."""
         host = self._hosts.get(pipeline)
         if host is None:
             return None
-        host.serving.heard(from_json(ReplicaReport, report))
-        document: Json = to_json(host.document)
+        host.heard(from_json(ReplicaReport, report))
+        controller = host.controller
+        document: Json | None = to_json(controller.document) if controller is not None else None
         return document
 
     def operate(self, pipeline: str, verb: str, key: str, body: Json) -> Json:
@@ -216,40 +284,44 @@ class ControllerActor:
         if host is None:
             return {"pipeline": pipeline, "error": f"no pipeline {pipeline!r} is hosted here"}
         controller = host.controller
+        if controller is None:
+            return {"pipeline": pipeline, "error": host.error}
         return status_of(
             controller.state,
             controller.document,
-            host.serving.observe(),
+            host.observe(),
             time.time(),
             host.error,
             controller.progress,
         )
 
-    def why(self, pipeline: str, version: str = "", limit: int = 200) -> list[Json]:
-        """Events of the journal, newest last; with a version, those that mention it or its run."""
+    def why(self, pipeline: str, version: str = "", limit: int = 200, after: int = 0) -> list[Json]:
+        """Events of the journal, newest last; with a version, those that mention it or its run.
+
+        Args:
+            pipeline: Its name.
+            version: Id or label; empty for everything.
+            limit: Events at most, the newest ones.
+            after: Sequence number that they come after.
+        """
         host = self._hosts.get(pipeline)
-        if host is None:
+        if host is None or host.controller is None or host.journal is None:
             return []
         from ctrain.controller.status import why
 
-        return why(host.journal, host.controller.state, version, limit)
+        return why(host.journal, host.controller.state, version, limit, after)
 
     def _operate(self, host: Host, verb: str, key: str, by: str, reason: str, body: Json) -> Json:
         try:
-            with host.lock:
-                answer = host.controller.operate(verb, key, by, reason, body)
-                host.document = host.controller.document
+            return host.operate(verb, key, by, reason, body)
         except KeyReusedError as error:
             return {"ok": False, "status": 422, "error": str(error)}
-        except CtrainError as error:
+        except (CtrainError, SQLAlchemyError) as error:
             return {"ok": False, "status": 503, "error": str(error)}
-        host.wake.set()
-        return answer
 
-    def _host(self, spec: PipelineSpec) -> Host:
-        host = Host(spec, self._root)
-        self._hosts[spec.pipeline] = host
-        host.thread.start()
+    def _host(self, pipeline: str) -> Host:
+        host = Host(pipeline, self._root, partial(ray_rooms, root=self._root))
+        self._hosts[pipeline] = host
         return host
 
     # --- the table of pipelines ---
@@ -257,25 +329,20 @@ class ControllerActor:
     def _table(self) -> sqlite3.Connection:
         self._root.path.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self._root.path / "pipelines.db", timeout=30)
-        connection.execute("create table if not exists pipeline (name text primary key, spec text not null)")
+        connection.execute("create table if not exists pipeline (name text primary key)")
         return connection
 
-    def _registered(self) -> list[Json]:
-        import json
-
+    def _registered(self) -> list[str]:
         with closing(self._table()) as table:
-            return [json.loads(row[0]) for row in table.execute("select spec from pipeline order by name")]
+            return [row[0] for row in table.execute("select name from pipeline order by name")]
 
-    def _register(self, spec: PipelineSpec) -> None:
-        import json
-
+    def _register(self, pipeline: str) -> None:
         with closing(self._table()) as table, table:
-            row = (spec.pipeline, json.dumps(spec.to_json()))
-            table.execute("insert or replace into pipeline values (?, ?)", row)
+            table.execute("insert or ignore into pipeline values (?)", (pipeline,))
 
-    def _unregister(self, pipeline: str) -> None:
-        with closing(self._table()) as table, table:
-            table.execute("delete from pipeline where name = ?", (pipeline,))
+
+def _stopped(host: Host) -> bool:
+    return host.controller is not None and host.controller.state.stopped
 
 
 def get_or_create_controller(root: Root) -> Any:

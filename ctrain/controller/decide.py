@@ -7,26 +7,43 @@ the state, so a controller that crashed between an event and its consequence fin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import singledispatch
 
 from ctrain.controller.journal import Entry
-from ctrain.controller.state import Evidence, State
+from ctrain.controller.observations import (
+    Command,
+    Decision,
+    EvaluationFailed,
+    Ingested,
+    IngestFailed,
+    Judged,
+    Looked,
+    Observation,
+    Operated,
+    ReleaseRun,
+    RunSeen,
+    Seen,
+    Settled,
+    StartEvaluation,
+    StartIngest,
+    StartRun,
+    StartWindow,
+    Tick,
+    Windowed,
+)
+from ctrain.controller.state import Evidence, RolloutFact, State
 from ctrain.errors import SpecError
 from ctrain.records import (
     Analysis,
-    GateDecision,
-    IngestedPartition,
     Json,
-    ModelVersion,
+    LiveDocument,
     Observed,
     Partition,
     RunRequest,
-    RunStatus,
     Sighting,
-    WindowReport,
     to_json,
 )
 from ctrain.rollout import RolloutState, advance, analyse
@@ -35,190 +52,47 @@ from ctrain.spec.evaluation import HIGHER_IS_BETTER
 from ctrain.spec.triggers import NewData, Performance, Schedule
 
 ANALYSIS_EVERY = 10.0
-"""Seconds between two journaled analyses whose verdict is the same."""
+"""Least seconds between two journaled analyses whose verdict is the same."""
+ANALYSIS_GROWTH = 0.1
+"""Share of a rollout's age by which they are further apart, so that a week of it stays short."""
 
 INGEST_ATTEMPTS = 3
 INGEST_BATCH = 200
 """Partitions landed in one pass over the source."""
+INGEST_PAUSE, INGEST_LONGEST = 60.0, 3600.0
+"""Seconds until the next ingest after one that was given up, doubled with each in a row, and their bound."""
 
-
-# --- observations: what the controller sees ---
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time went by."""
-
-
-@dataclass(frozen=True, slots=True)
-class Looked:
-    """A look at the source."""
-
-    sightings: tuple[Sighting, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Ingested:
-    """Partitions were landed, each committed or refused."""
-
-    key: str
-    partitions: tuple[IngestedPartition, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class IngestFailed:
-    """Landing raised; nothing of it counts, and what it committed is found again by the next try."""
-
-    key: str
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class RunSeen:
-    """The run's own word on itself; `version` is its manifest once it has finished."""
-
-    status: RunStatus
-    version: ModelVersion | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """The gate's decision on a candidate."""
-
-    decision: GateDecision
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationFailed:
-    """Scoring raised."""
-
-    version: str
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What the replicas say."""
-
-    observed: Observed
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """The live document of this generation stands in Serve's own configuration."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Windowed:
-    """A window was summarised; None if that failed."""
-
-    end: float
-    report: WindowReport | None
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Operated:
-    """A person asks for something."""
-
-    verb: str
-    by: str
-    reason: str
-    body: Json = field(default_factory=dict)
-
-
-Observation = (
-    Tick
-    | Looked
-    | Ingested
-    | IngestFailed
-    | RunSeen
-    | Judged
-    | EvaluationFailed
-    | Seen
-    | Settled
-    | Windowed
-    | Operated
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """Events that follow from an observation; `refusal` says why a verb had no effect."""
-
-    events: tuple[Entry, ...] = ()
-    refusal: str = ""
-
-
-# --- commands: what has to be done, read off the state ---
-
-
-@dataclass(frozen=True, slots=True)
-class StartIngest:
-    """Land these partitions."""
-
-    key: str
-    partitions: tuple[Partition, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StartRun:
-    """Train."""
-
-    key: str
-    request: RunRequest
-
-
-@dataclass(frozen=True, slots=True)
-class ReleaseRun:
-    """The run's result is journaled: its actor may go."""
-
-    key: str
-    run_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class StartEvaluation:
-    """Score a candidate and decide the gate."""
-
-    key: str
-    candidate: str
-    champion: str
-
-
-@dataclass(frozen=True, slots=True)
-class StartWindow:
-    """Summarise live traffic."""
-
-    key: str
-    start: float
-    end: float
-
-
-Command = StartIngest | StartRun | ReleaseRun | StartEvaluation | StartWindow
+OVERRIDABLE = ("training", "model", "evaluation")
+"""Parts of the spec that a single run may have otherwise."""
 
 
 def due(state: State) -> tuple[Command, ...]:
     """Everything that the state asks for, in order; each key names one piece of work for ever."""
-    commands: list[Command] = []
+    commands: list[Command] = [ReleaseRun(f"release-{run}", run) for run in _ended_runs(state)]
     if state.stopped or not state.spec:
-        return ()
+        return tuple(commands)
     if state.ingest is not None:
         fact = state.ingest
         commands.append(StartIngest(f"{fact.key}-{fact.attempt}", fact.partitions))
     if state.run is not None:
         request = state.run.request
         commands.append(StartRun(request.run_id, request))
-    if state.last_run and (state.run is None or state.run.request.run_id != state.last_run):
-        commands.append(ReleaseRun(f"release-{state.last_run}", state.last_run))
     if state.evaluating:
         key = f"evaluate-{state.evaluations}-{state.evaluating}"
         commands.append(StartEvaluation(key, state.evaluating, state.champion))
     if state.windowing:
         commands.append(StartWindow(f"window-{state.windowing:.0f}", state.window_end, state.windowing))
     return tuple(commands)
+
+
+def _ended_runs(state: State) -> list[str]:
+    """Attempts of the newest run that are over: an actor that hangs would go on beside the next one."""
+    if not state.last_run:
+        return []
+    base, _, newest = state.last_run.rpartition("-")
+    running = state.run.request.run_id if state.run is not None else ""
+    attempts = (f"{base}-{attempt}" for attempt in range(1, int(newest) + 1))
+    return [run_id for run_id in attempts if run_id != running]
 
 
 # --- the policy, one function an observation ---
@@ -236,7 +110,7 @@ def decide(state: State, observation: Observation, now: float) -> tuple[Decision
         The events to journal, and the commands that were due before them.
     """
     if state.stopped and not isinstance(observation, Operated):
-        return Decision(), ()
+        return Decision(), due(state)
     return _decide(observation, state, now), due(state)
 
 
@@ -249,7 +123,7 @@ def _decide(observation: Observation, state: State, now: float) -> Decision:
 def _(observation: Tick, state: State, now: float) -> Decision:
     spec = state.pipeline_spec()
     return _events(
-        *_begin_run(state, spec, now),
+        *_begin_run(state),
         *_want_by_schedule(state, spec, now),
         *_open_window(state, spec, now),
         *_stale(state, spec),
@@ -259,23 +133,51 @@ def _(observation: Tick, state: State, now: float) -> Decision:
 @_decide.register
 def _(observation: Looked, state: State, now: float) -> Decision:
     events = []
-    problems = {seen.name: seen.problem for seen in observation.sightings if seen.partition is None}
+    fresh: list[Partition] = []
+    problems: dict[str, str] = {}
+    for seen in observation.sightings:
+        problem = _problem(state, seen)
+        if problem:
+            problems[seen.name] = problem
+        elif seen.partition is not None and not _handled(state, seen.partition):
+            fresh.append(seen.partition)
     if problems != state.problems:
         events.append(Entry("source_looked", {"problems": problems}))
         for name, problem in problems.items():
             if state.problems.get(name) != problem:
                 events.append(_alert("source", f"{name or 'source'}: {problem}"))
-    fresh = [
-        seen.partition
-        for seen in observation.sightings
-        if seen.partition is not None and seen.partition.name not in state.partitions
-    ]
-    if fresh and state.ingest is None:
+    if fresh and state.ingest is None and now >= _next_ingest(state):
         batch = sorted(fresh, key=lambda partition: partition.name)[:INGEST_BATCH]
+        if state.ingest_failures:
+            # One at a time, each in turn: what cannot be landed must not keep the others out.
+            batch = [batch[(state.ingest_failures - 1) % len(batch)]]
         key = f"ingest-{state.ingests + 1}"
         data = {"key": key, "partitions": [to_json(partition) for partition in batch], "attempt": 1}
         events.append(Entry("ingest_started", data))
     return _events(*events)
+
+
+def _problem(state: State, seen: Sighting) -> str:
+    """Why a folder of the source is not used; empty if it is, or was."""
+    if seen.partition is None:
+        return seen.problem
+    known = state.partitions.get(seen.name)
+    if known is None or known.refused or known.sha256 == seen.partition.sha256:
+        return ""
+    found = f"landed again with other content ({seen.partition.sha256[:12]})"
+    return f"{found}; {known.sha256[:12]} stands. Land corrections as a new partition"
+
+
+def _handled(state: State, partition: Partition) -> bool:
+    known = state.partitions.get(partition.name)
+    return known is not None and known.sha256 == partition.sha256
+
+
+def _next_ingest(state: State) -> float:
+    if not state.ingest_failures:
+        return 0.0
+    doublings = min(state.ingest_failures - 1, 10)
+    return state.ingest_failed + min(INGEST_PAUSE * 2.0**doublings, INGEST_LONGEST)
 
 
 @_decide.register
@@ -312,8 +214,11 @@ def _(observation: IngestFailed, state: State, now: float) -> Decision:
             "attempt": fact.attempt + 1,
         }
         return _events(failed, Entry("ingest_started", data))
-    text = f"{len(fact.partitions)} partitions could not be landed: {observation.error}"
-    return _events(failed, Entry("ingest_ended", {"key": observation.key}), _alert("ingest", text))
+    names = ", ".join(partition.name for partition in fact.partitions[:3])
+    names += ", ..." if len(fact.partitions) > 3 else ""
+    ended = Entry("ingest_ended", {"key": observation.key, "given_up": True})
+    alert = _alert("ingest", f"could not be landed, tried again later: {names}: {observation.error}")
+    return _events(failed, ended, alert)
 
 
 @_decide.register
@@ -328,9 +233,6 @@ def _(observation: RunSeen, state: State, now: float) -> Decision:
         return _run_failed(state, fact.request, status.error, fact.trigger, status.retryable)
     version = observation.version
     assert version is not None, "a finished run comes with its manifest"
-    if version.id == state.champion:
-        text = f"run {status.run_id} gave the weights that already serve ({state.label(version.id)})"
-        return _events(Entry("run_given_up", {"run_id": status.run_id, "error": text}), _alert("run", text))
     data = {
         "run_id": status.run_id,
         "version": version.id,
@@ -359,7 +261,7 @@ def _(observation: Judged, state: State, now: float) -> Decision:
             events.append(_alert("gate", f"{label} was judged against another champion; held"))
         elif state.champion:
             rollout = f"{state.spec['pipeline']}-{state.rollouts + 1}-{decision.version}"
-            data = {"rollout": rollout, "version": decision.version}
+            data = {"rollout": rollout, "version": decision.version, "plan": state.spec["rollout"]}
             events.append(Entry("rollout_started", data))
         else:
             data = {"version": decision.version, "by": "gate", "reason": "first model: " + decision.reason}
@@ -379,37 +281,46 @@ def _(observation: EvaluationFailed, state: State, now: float) -> Decision:
 @_decide.register
 def _(observation: Seen, state: State, now: float) -> Decision:
     observed = observation.observed
-    events = [*_converge(state, observed), *_overwritten(state, observed)]
-    rollout = state.rollout
-    if rollout is None:
-        return _events(*events)
+    live = serves_everywhere(state.document(state.epoch), observed)
+    seen = [*_converge(state, live, observed), *_overwritten(state, observed)]
+    lost = _refused_champion(state, observed)
+    if lost:
+        return _events(*seen, *lost)
+    if state.rollout is None:
+        return _events(*seen)
+    return _events(*seen, *_roll_out(state, state.rollout, observed, live, now))
+
+
+def _roll_out(
+    state: State, rollout: RolloutFact, observed: Observed, live: bool, now: float
+) -> Iterable[Entry]:
+    """Move a rollout: harm ends it at any time, the next step needs this one live on every replica."""
+    plan = rollout.canary()
     for report in observed.reports:
         problem = report.refused.get(rollout.version)
         if problem is not None:
             reason = f"replica {report.replica} refused the weights: {problem}"
-            data = {"version": rollout.version, "by": "controller", "reason": reason}
-            text = f"{state.label(rollout.version)} withdrawn: {reason}"
-            return _events(Entry("aborted", data), _alert("rollout", text))
-    if state.paused:
-        return _events(*events)
-    evidence = pooled(state, observed)
-    spec = state.pipeline_spec().rollout
+            yield _abort(rollout.version, reason, by="controller")
+            yield _alert("rollout", f"{state.label(rollout.version)} withdrawn: {reason}")
+            return
+    ready = live and rollout.since > 0.0
+    slow_s = _slow_threshold(observed)
     if rollout.phase == "loading":
-        if rollout.since > 0.0:
-            phase = "shadow" if spec.shadow > 0 else "canary"
-            events.append(_step(rollout.id, phase, 0, _slow_threshold(observed)))
-        elif now - rollout.started > spec.timeout:
-            events.append(_abort(rollout.version, "not every replica loaded the weights in time"))
-        return _events(*events)
-    document = state.document(state.epoch)
-    arms = [count for item in evidence.values() for count in item.arms]
+        if ready and not state.paused:
+            yield from _step(rollout, "shadow" if plan.shadow > 0 else "canary", 0, slow_s)
+        elif now - rollout.started > plan.timeout:
+            reason = "not every replica loaded the weights in time"
+            yield _abort(rollout.version, reason)
+            yield _alert("rollout", f"{state.label(rollout.version)} withdrawn: {reason}")
+        return
+    if rollout.phase == "canary" and not rollout.slow_s and slow_s:
+        yield Entry("slow_known", {"slow_s": slow_s})
+        return
+    evidence = pooled(state, observed)
+    arms = [item.arms for item in evidence.values()]
     pairs = [count for item in evidence.values() for count in item.pairs]
-    analysis = analyse(rollout.id, rollout.phase, document.split, spec, arms, pairs)
-    verdict_changed = analysis.verdict != rollout.verdict
-    if verdict_changed or now - rollout.analysed >= ANALYSIS_EVERY:
-        events.append(_analysed(analysis, evidence))
-    if rollout.since == 0.0 and analysis.verdict != "fail":
-        return _events(*events)  # the next step starts only when this one is live everywhere
+    split = state.document(state.epoch).split
+    analysis = analyse(rollout.id, rollout.phase, split, plan, arms, pairs)
     stage = RolloutState(
         id=rollout.id,
         phase=rollout.phase,
@@ -418,18 +329,19 @@ def _(observation: Seen, state: State, now: float) -> Decision:
         since=rollout.since,
         paused=state.paused,
     )
-    move = advance(stage, spec, analysis, now)
+    move = advance(stage, plan, analysis, now)
+    if not ready and move.kind in ("step", "promote"):
+        move = replace(move, kind="wait")
+    apart = max(ANALYSIS_EVERY, ANALYSIS_GROWTH * (now - rollout.started))
+    if analysis.verdict != rollout.verdict or move.kind != "wait" or now - rollout.analysed >= apart:
+        yield _analysed(analysis, evidence)
     if move.kind == "step":
-        events.append(_step(rollout.id, move.phase, move.step, _slow_threshold(observed)))
+        yield from _step(rollout, move.phase, move.step, slow_s)
     elif move.kind == "promote":
-        data = {"version": rollout.version, "by": "rollout", "reason": move.reason}
-        events.append(Entry("promoted", data))
+        yield Entry("promoted", {"version": rollout.version, "by": "rollout", "reason": move.reason})
     elif move.kind == "abort":
-        if not verdict_changed:
-            events.append(_analysed(analysis, evidence))
-        events.append(_abort(rollout.version, move.reason))
-        events.append(_alert("rollout", f"{state.label(rollout.version)} rolled back: {move.reason}"))
-    return _events(*events)
+        yield _abort(rollout.version, move.reason)
+        yield _alert("rollout", f"{state.label(rollout.version)} rolled back: {move.reason}")
 
 
 @_decide.register
@@ -462,7 +374,7 @@ def _(observation: Windowed, state: State, now: float) -> Decision:
     for trigger in spec.triggers:
         if isinstance(trigger, Performance):
             value = report.metrics.get(trigger.metric)
-            rested = state.run is None and now - _last_run_at(state) >= trigger.cooldown
+            rested = state.run is None and now - state.run_at >= trigger.cooldown
             if value is not None and rested and _worse(trigger.metric, value, trigger.worse_than):
                 reason = f"live {trigger.metric} {value:.4f} is worse than {trigger.worse_than:g}"
                 events.extend(_want(state, "performance", reason))
@@ -480,25 +392,23 @@ def _(observation: Operated, state: State, now: float) -> Decision:
         return _events(Entry("pipeline_started", {**who, "spec": body["spec"], "code": body["code"]}))
     if state.stopped or not state.spec:
         return Decision(refusal="the pipeline is stopped")
+    named = str(observation.body.get("version", ""))
+    if named and rollout is not None and named not in (rollout.version, state.label(rollout.version)):
+        return Decision(refusal=f"{state.label(rollout.version)} is in rollout, not {named}")
+    withdrawn = [Entry("aborted", {**who, "version": rollout.version})] if rollout is not None else []
     if verb == "stop":
-        return _events(Entry("pipeline_stopped", who))
+        return _events(*withdrawn, Entry("pipeline_stopped", who))
     if verb == "retrain":
-        overrides = observation.body.get("overrides", {})
-        try:
-            parse_spec(overridden(state.spec, overrides), origin="the spec with these overrides")
-        except SpecError as error:
-            return Decision(refusal=str(error))
-        data = {**who, "trigger": "operator", "overrides": overrides}
-        return _events(Entry("retrain_wanted", data))
+        return _retrain(state, who, observation.body.get("overrides", {}))
     if verb == "rollback":
-        if not state.previous:
-            return Decision(refusal="there is no previous champion to roll back to")
-        events = [Entry("aborted", {**who, "version": rollout.version})] if rollout is not None else []
-        return _events(*events, Entry("rolled_back", {**who, "version": state.champion}))
+        if not state.previous and not withdrawn:
+            return Decision(refusal="there is no challenger and no previous champion to roll back to")
+        back = [Entry("rolled_back", {**who, "version": state.champion})] if state.previous else []
+        return _events(*withdrawn, *back)
     if rollout is None:
         return Decision(refusal=f"no rollout is under way, so there is nothing to {verb}")
     if verb == "abort":
-        return _events(Entry("aborted", {**who, "version": rollout.version}))
+        return _events(*withdrawn)
     if verb == "promote":
         if rollout.phase == "loading":
             return Decision(refusal="the challenger's weights are not loaded on every replica yet")
@@ -507,7 +417,22 @@ def _(observation: Operated, state: State, now: float) -> Decision:
         return Decision(refusal="it is paused already") if state.paused else _events(Entry("paused", who))
     if verb == "resume":
         return _events(Entry("resumed", who)) if state.paused else Decision(refusal="it is not paused")
-    return Decision(refusal=f"unknown verb {verb!r}")
+    return Decision(refusal=f"unknown verb {verb!r}", status=422)
+
+
+def _retrain(state: State, who: Json, overrides: Json) -> Decision:
+    """What an operator's retraining may change is checked before anything is promised."""
+    if not isinstance(overrides, Mapping) or set(overrides) - set(OVERRIDABLE):
+        allowed = ", ".join(OVERRIDABLE)
+        problem = f"overrides: a run may have its own {allowed}; found {', '.join(map(str, overrides))}"
+        return Decision(refusal=problem, status=422)
+    try:
+        parse_spec(overridden(state.spec, overrides), origin="the spec with these overrides")
+    except SpecError as error:
+        return Decision(refusal=str(error), status=422)
+    if state.wanted is not None and state.wanted.trigger == "operator":
+        return Decision(refusal=f"a retraining by an operator waits already: {state.wanted.reason}")
+    return _events(Entry("retrain_wanted", {**who, "trigger": "operator", "overrides": overrides}))
 
 
 # --- parts of the policy ---
@@ -535,18 +460,40 @@ def _total(arms: Iterable[object], pairs: Iterable[object]) -> int:
     )
 
 
-def _converge(state: State, observed: Observed) -> Iterable[Entry]:
-    if state.converged >= state.generation or observed.expected is None or not observed.expected:
-        return
-    document = state.document(state.epoch)
+def serves_everywhere(document: LiveDocument, observed: Observed) -> bool:
+    """Whether every replica that Serve means to run was seen to serve this document."""
     newest = {report.replica: report for report in observed.reports}
-    heard = [newest.get(replica) for replica in observed.expected]
+    heard = [newest.get(replica) for replica in observed.expected or ()]
     # Epochs rise at a take-over without changing what is served, so the generation decides.
     wanted = replace(document, epoch=0)
-    if all(
-        item is not None and item.serves(wanted) and item.generation >= state.generation for item in heard
-    ):
-        yield Entry("converged", {"generation": state.generation, "replicas": len(heard)})
+    return bool(heard) and all(
+        item is not None and item.serves(wanted) and item.generation >= document.generation for item in heard
+    )
+
+
+def _converge(state: State, live: bool, observed: Observed) -> Iterable[Entry]:
+    unseen = state.rollout is not None and state.rollout.since == 0.0
+    if live and (state.converged < state.generation or unseen):
+        replicas = len(observed.expected or ())
+        yield Entry("converged", {"generation": state.generation, "replicas": replicas})
+
+
+def _refused_champion(state: State, observed: Observed) -> list[Entry]:
+    """A champion that no replica can load is withdrawn; one that some hold keeps serving, with an alert."""
+    if not state.champion:
+        return []
+    refusals = {r.replica: r.refused[state.champion] for r in observed.reports if state.champion in r.refused}
+    if not refusals:
+        return []
+    replica, problem = min(refusals.items())
+    text = f"replica {replica} refuses champion {state.label(state.champion)}: {problem}"
+    if any(state.champion in report.resident for report in observed.reports):
+        return [] if any(text == old for _, _, old in state.alerts) else [_alert("serving", text)]
+    events = [_alert("serving", text)]
+    if state.rollout is not None:
+        events.append(_abort(state.rollout.version, "its champion cannot be loaded", by="controller"))
+    data = {"version": state.champion, "by": "controller", "reason": text}
+    return [*events, Entry("rolled_back", data)]
 
 
 def _overwritten(state: State, observed: Observed) -> Iterable[Entry]:
@@ -559,10 +506,12 @@ def _overwritten(state: State, observed: Observed) -> Iterable[Entry]:
         yield _alert("serving", text)
 
 
-def _begin_run(state: State, spec: PipelineSpec, now: float) -> Iterable[Entry]:
+def _begin_run(state: State) -> Iterable[Entry]:
     wanted = state.wanted
     if wanted is None or state.busy:
         return
+    raw = overridden(state.spec, wanted.overrides)
+    spec = parse_spec(raw)
     matured = [
         name
         for name in state.committed
@@ -582,15 +531,15 @@ def _begin_run(state: State, spec: PipelineSpec, now: float) -> Iterable[Entry]:
         run_id=f"{spec.pipeline}-{state.runs + 1:05d}-1",
         pipeline=spec.pipeline,
         root="",
-        spec=overridden(state.spec, wanted.overrides),
+        spec=raw,
         code=state.code,
         dataset_version=state.dataset_version,
         partitions=tuple(matured),
         blocks=tuple(matured[-spec.evaluation.blocks :]),
-        seed=int(wanted.overrides.get("training", {}).get("seed", spec.training.seed)),
+        seed=spec.training.seed,
         parent=state.champion,
     )
-    yield _run_started(request, wanted.trigger, wanted.reason)
+    yield _run_started(request, wanted.trigger, wanted.reason, wanted.overrides)
 
 
 def overridden(spec: Json, overrides: Json) -> Json:
@@ -610,15 +559,17 @@ def _run_failed(
         attempt = request.attempt + 1
         run_id = f"{request.run_id.rsplit('-', 1)[0]}-{attempt}"
         again = replace(request, run_id=run_id, attempt=attempt)
-        return _events(failed, _run_started(again, trigger, f"attempt {attempt} after: {error}"))
+        reason = f"attempt {attempt} after: {error}"
+        overrides = state.run.overrides if state.run is not None else {}
+        return _events(failed, _run_started(again, trigger, reason, overrides))
     data = {"run_id": request.run_id, "error": error}
     tries = f"{request.attempt} attempt{'s' if request.attempt > 1 else ''}"
     text = f"run {request.run_id} given up after {tries}: {error}"
     return _events(failed, Entry("run_given_up", data), _alert("run", text))
 
 
-def _run_started(request: RunRequest, trigger: str, reason: str) -> Entry:
-    data = {"request": to_json(request), "trigger": trigger, "reason": reason}
+def _run_started(request: RunRequest, trigger: str, reason: str, overrides: Json) -> Entry:
+    data = {"request": to_json(request), "trigger": trigger, "reason": reason, "overrides": overrides}
     return Entry("run_started", data)
 
 
@@ -639,12 +590,12 @@ def _want_by_schedule(state: State, spec: PipelineSpec, now: float) -> Iterable[
 
 
 def _open_window(state: State, spec: PipelineSpec, now: float) -> Iterable[Entry]:
-    length = spec.monitoring.window
-    if state.champion and not state.windowing and now - state.window_end >= length:
+    """Open the newest whole window, once the replicas have written the answers of its last moments."""
+    length, passed = spec.monitoring.window, now - 2 * spec.serving.flush - state.window_end
+    if state.champion and not state.windowing and passed >= length:
         # After an outage the windows in between are empty: begin again with the newest whole one.
-        yield Entry(
-            "window_started", {"end": state.window_end + length * ((now - state.window_end) // length)}
-        )
+        end = state.window_end + length * (passed // length)
+        yield Entry("window_started", {"end": end, "watermark": state.watermark})
 
 
 def _stale(state: State, spec: PipelineSpec) -> Iterable[Entry]:
@@ -665,15 +616,15 @@ def _slow_threshold(observed: Observed) -> float:
     return known[len(known) // 2] if known else 0.0
 
 
-def _step(rollout: str, phase: str, step: int, slow_s: float) -> Entry:
-    data: Json = {"rollout": rollout, "phase": phase, "step": step}
-    if phase == "canary" and step == 0 and slow_s > 0:
-        data["slow_s"] = slow_s  # one threshold for the whole canary: evidence pools over its steps
-    return Entry("rollout_step", data)
+def _step(rollout: RolloutFact, phase: str, step: int, slow_s: float) -> Iterable[Entry]:
+    yield Entry("rollout_step", {"rollout": rollout.id, "phase": phase, "step": step})
+    if phase == "canary" and not rollout.slow_s and slow_s:
+        # One threshold for the whole canary: evidence pools over its steps.
+        yield Entry("slow_known", {"slow_s": slow_s})
 
 
-def _abort(version: str, reason: str) -> Entry:
-    return Entry("aborted", {"version": version, "by": "rollout", "reason": reason})
+def _abort(version: str, reason: str, by: str = "rollout") -> Entry:
+    return Entry("aborted", {"version": version, "by": by, "reason": reason})
 
 
 def _analysed(analysis: Analysis, evidence: dict[str, Evidence]) -> Entry:
@@ -691,7 +642,3 @@ def _events(*entries: Entry) -> Decision:
 
 def _worse(metric: str, value: float, bound: float) -> bool:
     return value < bound if metric in HIGHER_IS_BETTER else value > bound
-
-
-def _last_run_at(state: State) -> float:
-    return max((fact.at for fact in state.versions.values()), default=0.0)

@@ -2,13 +2,13 @@
 
 Takes events, gives them back in order. It refuses a writer whose fencing epoch is over, a changed
 request under a used idempotency key, and any edit of the past. SQLite (WAL, synchronous=FULL, every
-transaction BEGIN IMMEDIATE) by default, PostgreSQL by URL; SQLAlchemy Core in between.
+writing transaction BEGIN IMMEDIATE) by default, PostgreSQL by URL; SQLAlchemy Core in between.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,8 @@ _LEASES = sa.Table(
     sa.Column("pipeline", sa.String, primary_key=True),
     sa.Column("epoch", sa.Integer, nullable=False),
     sa.Column("owner", sa.String, nullable=False),
+    sa.Column("seq", sa.Integer, nullable=False),
+    sa.Column("head", sa.String, nullable=False),
 )
 _OPERATIONS = sa.Table(
     "operation",
@@ -59,6 +61,8 @@ _SNAPSHOTS = sa.Table(
 )
 
 GENESIS = "0" * 64
+_WRITES = "ctrain_writes"
+"""Execution option of a connection whose transaction takes SQLite's write lock from its beginning."""
 _CREATING = 7_246_177
 """Number of the advisory lock that is held while tables are created."""
 
@@ -116,7 +120,7 @@ class Journal:
     def __init__(self, url: str, pipeline: str) -> None:
         self.pipeline = pipeline
         self._engine = _engine(url)
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             if self._engine.dialect.name == "postgresql":
                 # Two processes that create the same table at once fail, IF NOT EXISTS or not.
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CREATING})")
@@ -129,7 +133,7 @@ class Journal:
             The new epoch, at least 1.
         """
         dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
-        row = {"pipeline": self.pipeline, "epoch": 0, "owner": ""}
+        row = {"pipeline": self.pipeline, "epoch": 0, "owner": "", "seq": 0, "head": GENESIS}
         with self._transaction() as connection:
             # The row must be there before it can be locked: two first writers would both read 0.
             connection.execute(dialect.insert(_LEASES).values(row).on_conflict_do_nothing())
@@ -145,12 +149,17 @@ class Journal:
             FencedError: if a newer epoch exists.
         """
         with self._engine.connect() as connection:
-            current = self._epoch(connection)
+            current = int(connection.execute(self._lease()).scalar() or 0)
         if current != epoch:
             raise FencedError(self.pipeline, epoch, current)
 
     def append(
-        self, epoch: int, entries: Sequence[Entry], at: float, operation: Operation | None = None
+        self,
+        epoch: int,
+        entries: Sequence[Entry],
+        at: float,
+        operation: Operation | None = None,
+        accept: Callable[[list[Event]], None] = lambda events: None,
     ) -> list[Event]:
         """Write events, and the operation that caused them, in one transaction.
 
@@ -159,6 +168,7 @@ class Journal:
             entries: What happened, in order; may be empty where only the operation is remembered.
             at: Seconds since 1970.
             operation: The request behind the events; one that is already known writes nothing.
+            accept: Sees the events before they stand for ever; what it raises undoes the write.
 
         Returns:
             The events as written; empty if the operation was already known.
@@ -166,6 +176,7 @@ class Journal:
         Raises:
             FencedError: if a newer epoch exists; nothing was written.
             KeyReusedError: if the operation's key is known with another request.
+            ValueError: if an event or the operation holds what JSON cannot.
         """
         with self._transaction() as connection:
             current = self._epoch(connection)
@@ -191,6 +202,9 @@ class Journal:
                 events.append(event)
             if events:
                 connection.execute(sa.insert(_EVENTS), [self._row(event) for event in events])
+                head = sa.update(_LEASES).where(_LEASES.c.pipeline == self.pipeline)
+                connection.execute(head.values(seq=seq, head=previous))
+            accept(events)
         return events
 
     def result_of(self, key: str, request: Json) -> Json | None:
@@ -221,7 +235,10 @@ class Journal:
             return float(connection.execute(query).scalar() or 0.0)
 
     def verify(self) -> int:
-        """Check every link of the chain.
+        """Check every link of the chain, and that it ends where its writer left it.
+
+        Whoever may write to the database can also compute hashes: against that, keep the last event's
+        hash elsewhere.
 
         Returns:
             Number of events.
@@ -230,6 +247,10 @@ class Journal:
             TamperedError: names the first event that was altered, removed or put in.
         """
         expected, previous = 0, GENESIS
+        query = sa.select(_LEASES.c.seq, _LEASES.c.head).where(_LEASES.c.pipeline == self.pipeline)
+        with self._engine.connect() as connection:
+            # Read first: a writer may add to the journal while it is walked.
+            head = connection.execute(query).first()
         while batch := self.read(after=expected, limit=1000):
             for event in batch:
                 expected += 1
@@ -240,7 +261,11 @@ class Journal:
                 entry = Entry(event.kind, event.data)
                 if self._chain(event.seq, event.epoch, event.at, entry, previous).hash != event.hash:
                     raise TamperedError(self.pipeline, event.seq, "was altered: its hash does not fit")
+                if head is not None and event.seq == head.seq and event.hash != head.head:
+                    raise TamperedError(self.pipeline, event.seq, "is not the event that was written there")
                 previous = event.hash
+        if head is not None and expected < head.seq:
+            raise TamperedError(self.pipeline, expected + 1, f"is missing; {head.seq} events were written")
         return expected
 
     def save_snapshot(self, epoch: int, seq: int, state: Json) -> None:
@@ -283,12 +308,16 @@ class Journal:
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
-        with self._engine.begin() as connection:
+        writer = self._engine.connect().execution_options(**{_WRITES: True})
+        with writer as connection, connection.begin():
             yield connection
 
+    def _lease(self) -> sa.Select[Any]:
+        return sa.select(_LEASES.c.epoch).where(_LEASES.c.pipeline == self.pipeline)
+
     def _epoch(self, connection: sa.Connection) -> int:
-        query = sa.select(_LEASES.c.epoch).where(_LEASES.c.pipeline == self.pipeline).with_for_update()
-        return connection.execute(query).scalar() or 0
+        """The newest epoch; nobody may raise it until this transaction ends."""
+        return int(connection.execute(self._lease().with_for_update()).scalar() or 0)
 
     def _known(self, connection: sa.Connection, key: str, request: Json) -> Json | None:
         query = sa.select(_OPERATIONS).where(
@@ -361,7 +390,9 @@ def _engine(url: str) -> sa.Engine:
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
-        # A deferred transaction that upgrades fails at once, whatever the busy timeout says.
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        # A deferred transaction that upgrades fails at once, whatever the busy timeout says; one that
+        # only reads must not wait for a writer.
+        writes = connection.get_execution_options().get(_WRITES, False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine

@@ -7,6 +7,7 @@ arguments after a crash; the second call must not do the work twice.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,15 +31,19 @@ from ctrain.records import (
 class Source(Protocol):
     """Where partitions come from."""
 
-    def look(self, known: dict[str, str]) -> list[Sighting]:
-        """List partitions that are new.
+    def start(self, known: dict[str, str]) -> None:
+        """Begin to look for new partitions, unless a look is under way.
 
         Args:
             known: Content hash by partition name, of those already handled.
+        """
+        ...
 
-        Returns:
-            Sealed partitions whose (name, hash) is not known, and folders that cannot be used yet
-            with the reason. A missing source gives one sighting with an empty name.
+    def poll(self) -> Sequence[Sighting] | Failure | None:
+        """What the look found, once; None while it goes on.
+
+        Sealed partitions whose (name, hash) was not known, and folders that cannot be used yet with
+        the reason. A missing source gives one sighting with an empty name.
         """
         ...
 
@@ -68,6 +73,10 @@ class Training(Protocol):
 
     def release(self, run_id: str) -> None:
         """End the run's actor; its results stay in storage. Also stops a run that is under way."""
+        ...
+
+    def running(self, pipeline: str) -> list[str]:
+        """Ids of a pipeline's runs that have an actor, whoever started it."""
         ...
 
 

@@ -28,6 +28,7 @@ from ctrain.records import (
     from_json,
 )
 from ctrain.spec import PipelineSpec, parse_spec
+from ctrain.spec.rollout import Canary
 
 ALERTS_KEPT = 20
 VERSIONS_KEPT = 50
@@ -91,6 +92,8 @@ class RunFact:
     request: RunRequest
     trigger: str
     at: float
+    reason: str = ""
+    overrides: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +102,25 @@ class RolloutFact:
 
     id: str
     version: str
+    plan: Json
+    """`rollout` of the spec under which it began: a new spec is for the next one."""
     phase: Literal["loading", "shadow", "canary"]
     step: int
-    """Index into the spec's steps, for phase `canary`."""
+    """Index into the plan's steps, for phase `canary`."""
     started: float
     since: float
-    """When every replica had taken this step; 0 until then."""
+    """When every replica was seen to serve the present document; 0 until then."""
     slow_s: float = 0.0
+    """Seconds from which an answer counts as slow; 0 until the champion's own are known."""
     verdict: str = ""
     analysed: float = 0.0
     """When an analysis was last journaled."""
     text: tuple[tuple[str, str, str], ...] = ()
     """(metric, verdict, words) of the newest journaled analysis."""
+
+    def canary(self) -> Canary:
+        """The plan as checked records."""
+        return _plan(canonical(self.plan))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +147,10 @@ class State:
     """Why a folder of the source is not used, by name."""
     ingest: IngestFact | None = None
     ingests: int = 0
+    ingest_failures: int = 0
+    """Ingests in a row that were given up."""
+    ingest_failed: float = 0.0
+    """When the newest of them was."""
     fresh: int = 0
     """Partitions committed since the last run was asked for."""
     wanted: Wanted | None = None
@@ -145,6 +159,8 @@ class State:
     run: RunFact | None = None
     runs: int = 0
     last_run: str = ""
+    run_at: float = 0.0
+    """When the newest run began."""
     evaluating: str = ""
     """Version that is before the gate."""
     evaluations: int = 0
@@ -163,8 +179,12 @@ class State:
     settled: int = 0
     """Newest generation that was put into Serve's own configuration."""
     window_end: float = 0.0
+    watermark_then: float = 0.0
+    """Watermark at the end of the newest summarised window."""
     windowing: float = 0.0
     """End of the window that is being summarised; 0 if none."""
+    windowing_watermark: float = 0.0
+    """Watermark that it is summarised under."""
     window: WindowReport | None = None
     scheduled: float = 0.0
     """When a schedule last fired."""
@@ -213,7 +233,7 @@ class State:
         if rollout is not None:
             mirror = rollout.phase == "shadow"
             if rollout.phase == "canary":
-                split = self.pipeline_spec().rollout.steps[rollout.step]
+                split = rollout.canary().steps[rollout.step]
         return LiveDocument(
             pipeline=str(self.spec.get("pipeline", "")),
             epoch=epoch,
@@ -237,12 +257,19 @@ def _parsed(text: str) -> PipelineSpec:
     return parse_spec(json.loads(text))
 
 
+@functools.lru_cache(maxsize=64)
+def _plan(text: str) -> Canary:
+    return Canary.model_validate_json(text)
+
+
 def fold(state: State, event: Event) -> State:
     """The state after one more event. Raises KeyError on an event kind that it does not know."""
     before = _shape(state)
     state = _FOLDS[event.kind](state, event.data, event.at)
-    generation = state.generation + (1 if _shape(state) != before else 0)
-    return replace(state, seq=event.seq, epoch=event.epoch, at=event.at, generation=generation)
+    if _shape(state) != before:
+        # Nobody serves the new document yet, so no hold of a rollout has begun.
+        state = replace(state, generation=state.generation + 1, rollout=_unseen(state.rollout))
+    return replace(state, seq=event.seq, epoch=event.epoch, at=event.at)
 
 
 def _shape(state: State) -> LiveDocument | None:
@@ -259,13 +286,19 @@ def _started(state: State, data: Json, at: float) -> State:
         spec=data["spec"],
         code=data["code"],
         stopped=False,
-        window_end=state.window_end or at,
-        scheduled=state.scheduled or at,
+        # A pipeline that was stopped owes no windows and no schedules of that time.
+        window_end=at if state.stopped or not state.window_end else state.window_end,
+        scheduled=at if state.stopped or not state.scheduled else state.scheduled,
+        rollout=_unseen(state.rollout),
     )
 
 
 def _stopped(state: State, data: Json, at: float) -> State:
-    return replace(state, stopped=True)
+    run, wanted = state.run, state.wanted
+    if run is not None and wanted is None:
+        # Its actor goes with the pipeline; a start begins it again.
+        wanted = Wanted(run.trigger, run.reason, run.overrides)
+    return replace(state, stopped=True, run=None, wanted=wanted)
 
 
 def _sighted(state: State, data: Json, at: float) -> State:
@@ -294,11 +327,15 @@ def _partition(state: State, data: Json, at: float) -> State:
 
 
 def _ingest_ended(state: State, data: Json, at: float) -> State:
-    return replace(state, ingest=None)
+    if data.get("given_up"):
+        return replace(state, ingest=None, ingest_failures=state.ingest_failures + 1, ingest_failed=at)
+    return replace(state, ingest=None, ingest_failures=0)
 
 
 def _retrain_wanted(state: State, data: Json, at: float) -> State:
     wanted = Wanted(data["trigger"], data["reason"], data.get("overrides", {}))
+    if state.wanted is not None and data["trigger"] != "operator":
+        wanted = state.wanted  # one run serves both, and a person's wish is not overwritten
     scheduled = at if data["trigger"] == "schedule" else state.scheduled
     return replace(state, wanted=wanted, scheduled=scheduled, waiting="")
 
@@ -309,12 +346,15 @@ def _waiting(state: State, data: Json, at: float) -> State:
 
 def _run_started(state: State, data: Json, at: float) -> State:
     request = from_json(RunRequest, data["request"])
-    fact = RunFact(request, data["trigger"], at)
+    fact = RunFact(request, data["trigger"], at, data["reason"], data.get("overrides", {}))
+    if request.attempt > 1:
+        return replace(state, run=fact, last_run=request.run_id, run_at=at)
     return replace(
         state,
         run=fact,
-        runs=state.runs + (1 if request.attempt == 1 else 0),
+        runs=state.runs + 1,
         last_run=request.run_id,
+        run_at=at,
         wanted=None,
         waiting="",
         fresh=0,
@@ -365,7 +405,7 @@ def _evaluation_failed(state: State, data: Json, at: float) -> State:
 
 
 def _rollout_started(state: State, data: Json, at: float) -> State:
-    rollout = RolloutFact(data["rollout"], data["version"], "loading", 0, at, 0.0)
+    rollout = RolloutFact(data["rollout"], data["version"], data["plan"], "loading", 0, at, 0.0)
     return replace(state, rollout=rollout, rollouts=state.rollouts + 1, evidence={})
 
 
@@ -375,11 +415,15 @@ def _rollout_step(state: State, data: Json, at: float) -> State:
         state.rollout,
         phase=data["phase"],
         step=data["step"],
-        slow_s=data.get("slow_s", state.rollout.slow_s),
-        since=0.0,
         verdict="",
+        since=0.0,
     )
     return replace(state, rollout=rollout)
+
+
+def _slow_known(state: State, data: Json, at: float) -> State:
+    assert state.rollout is not None
+    return replace(state, rollout=replace(state.rollout, slow_s=data["slow_s"]))
 
 
 def _analysed(state: State, data: Json, at: float) -> State:
@@ -413,6 +457,7 @@ def _aborted(state: State, data: Json, at: float) -> State:
 
 
 def _rolled_back(state: State, data: Json, at: float) -> State:
+    """Back to the previous champion; to none where the first one could not serve."""
     fact = replace(state.versions[state.champion], end="rolled back")
     return replace(
         state,
@@ -428,9 +473,12 @@ def _paused(state: State, data: Json, at: float) -> State:
 
 
 def _resumed(state: State, data: Json, at: float) -> State:
-    rollout = state.rollout
-    # Time under pause is no evidence: the hold begins again.
-    return replace(state, paused=False, rollout=replace(rollout, since=at) if rollout else None)
+    # Time under pause is no hold: it begins again once every replica is seen to serve the step.
+    return replace(state, paused=False, rollout=_unseen(state.rollout))
+
+
+def _unseen(rollout: RolloutFact | None) -> RolloutFact | None:
+    return replace(rollout, since=0.0) if rollout is not None else None
 
 
 def _converged(state: State, data: Json, at: float) -> State:
@@ -449,12 +497,15 @@ def _overwritten(state: State, data: Json, at: float) -> State:
 
 
 def _window_started(state: State, data: Json, at: float) -> State:
-    return replace(state, windowing=data["end"])
+    return replace(state, windowing=data["end"], windowing_watermark=data["watermark"])
 
 
 def _window_closed(state: State, data: Json, at: float) -> State:
-    report = from_json(WindowReport, data["report"]) if data.get("report") else state.window
-    return replace(state, window=report, window_end=data["end"], windowing=0.0)
+    closed = replace(state, window_end=data["end"], windowing=0.0)
+    if not data.get("report"):
+        return closed  # what matured meanwhile counts in the next window
+    report = from_json(WindowReport, data["report"])
+    return replace(closed, window=report, watermark_then=state.windowing_watermark)
 
 
 def _alert(state: State, data: Json, at: float) -> State:
@@ -493,6 +544,7 @@ _FOLDS: dict[str, Any] = {
     "evaluation_failed": _evaluation_failed,
     "rollout_started": _rollout_started,
     "rollout_step": _rollout_step,
+    "slow_known": _slow_known,
     "analysed": _analysed,
     "promoted": _promoted,
     "aborted": _aborted,

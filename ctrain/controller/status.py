@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from datetime import UTC, datetime
 
 from ctrain.controller.journal import Event, Journal
@@ -82,19 +83,32 @@ def status_of(
     }
 
 
-def why(journal: Journal, state: State, version: str, limit: int) -> list[Json]:
-    """Events in words, newest last; with a version (id or label), its own history only."""
+def why(journal: Journal, state: State, version: str, limit: int, after: int = 0) -> list[Json]:
+    """The newest events in words, oldest first.
+
+    Args:
+        journal: Read in pieces, whatever its length.
+        state: Fold of it.
+        version: Id or label, for its own history only; empty for everything.
+        limit: Events at most.
+        after: Sequence number that they come after.
+    """
     fact = next((f for f in state.versions.values() if version in (f.id, f.label)), None)
-    lines: list[Json] = []
-    for event in journal.read():
-        if version and (fact is None or not _concerns(event, fact)):
-            continue
-        when = datetime.fromtimestamp(event.at, UTC).isoformat(timespec="seconds")
-        data = {key: value for key, value in event.data.items() if key not in ("spec", "evidence")}
-        lines.append(
-            {"seq": event.seq, "at": when, "kind": event.kind, "text": in_words(event), "data": data}
-        )
-    return lines[-limit:]
+    if version and fact is None:
+        return []
+    if not version:
+        after = max(after, state.seq - limit)
+    lines: deque[Json] = deque(maxlen=limit)
+    while events := journal.read(after, limit=500):
+        after = events[-1].seq
+        lines.extend(_line(event) for event in events if fact is None or _concerns(event, fact))
+    return list(lines)
+
+
+def _line(event: Event) -> Json:
+    when = datetime.fromtimestamp(event.at, UTC).isoformat(timespec="seconds")
+    data = {key: value for key, value in event.data.items() if key not in ("spec", "evidence", "plan")}
+    return {"seq": event.seq, "at": when, "kind": event.kind, "text": in_words(event), "data": data}
 
 
 def in_words(event: Event) -> str:
@@ -180,7 +194,7 @@ def _rollout(state: State) -> Json | None:
     rollout = state.rollout
     if rollout is None:
         return None
-    steps = state.pipeline_spec().rollout.steps
+    steps = rollout.canary().steps
     return {
         "id": rollout.id,
         "label": state.label(rollout.version),

@@ -90,7 +90,13 @@ class Root:
         return file.read_text(encoding="ascii").strip()
 
     def write_live(self, document: LiveDocument) -> None:
-        """Publish a live document; replicas read it at start."""
+        """Publish a live document, which replicas read at start; a newer one that is there stays."""
+        try:
+            stored = self.read_live(document.pipeline)
+        except (StorageError, ValueError):
+            stored = None  # what cannot be read is put right
+        if stored is not None and stored.order > document.order:
+            return
         self.live.write(f"{document.pipeline}.json", canonical(to_json(document)).encode())
 
     def read_live(self, pipeline: str) -> LiveDocument | None:

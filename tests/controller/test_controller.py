@@ -1,14 +1,17 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from factories import spec
-from fakes import FakeClock, World
+from fakes import DAY, FakeClock, FakeReplica, World, partition
+from sqlalchemy.exc import OperationalError
 
-from ctrain.controller.controller import Controller, recover
+from ctrain.controller.controller import Controller, recover, verify
 from ctrain.controller.journal import Journal
-from ctrain.errors import FencedError
-from ctrain.records import RunRequest, Sighting
+from ctrain.errors import FencedError, MissingArtifactError, TamperedError
+from ctrain.records import FeatureDrift, RunRequest, RunStatus, Sighting, WindowReport
 
 
 class Bench:
@@ -54,7 +57,7 @@ def bench(tmp_path: Path) -> Bench:
 
 def test_first_model_serves_without_a_rollout(bench: Bench) -> None:
     champion = bench.serve_first()
-    bench.run(10)
+    bench.run(12)
     assert "rollout_started" not in bench.kinds()
     for replica in bench.world.serving.replicas:
         assert replica.document is not None
@@ -233,7 +236,7 @@ def test_every_journaled_event_is_told_once(bench: Bench) -> None:
 
 def test_an_operators_deploy_is_reported_and_put_right_and_changes_nothing_live(bench: Bench) -> None:
     champion = bench.serve_first()
-    bench.run(10)
+    bench.run(12)
     bench.world.serving.configured = 0
     bench.run(3)
     assert bench.world.serving.configured == bench.controller.state.generation
@@ -257,7 +260,9 @@ def test_a_failure_that_would_come_again_is_not_tried_again(bench: Bench) -> Non
     assert bench.world.training.starts == ["p-00001-1"]
 
 
-def test_a_room_that_raises_is_asked_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_room_that_raises_is_asked_again_and_holds_up_nobody_else(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start, calls = bench.world.training.start, []
 
     def flaky(request: RunRequest) -> None:
@@ -268,26 +273,30 @@ def test_a_room_that_raises_is_asked_again(bench: Bench, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(bench.world.training, "start", flaky)
     bench.world.land(0, 1, 2)
-    with pytest.raises(ConnectionError):
-        bench.until(lambda: False)
-    bench.controller.reload()
+    bench.until(lambda: bool(bench.controller.faults))
+    assert bench.controller.faults == {"p-00001-1": "ConnectionError: no cluster for a moment"}
     bench.until(lambda: bool(bench.controller.state.champion))
     assert calls == ["p-00001-1", "p-00001-1"]
+    assert not bench.controller.faults
 
 
-def test_a_source_that_is_away_does_not_hold_up_what_is_under_way(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_source_that_is_away_does_not_hold_up_what_is_under_way(bench: Bench) -> None:
     bench.world.land(0, 1, 2)
     bench.until(lambda: bench.controller.state.run is not None or "run_finished" in bench.kinds())
-
-    def away(known: dict[str, str]) -> list[Sighting]:
-        raise PermissionError("token expired")
-
-    monkeypatch.setattr(bench.world.source, "look", away)
+    bench.world.source.away = "token expired"
     bench.until(lambda: bool(bench.controller.state.champion))
     bench.run(10)
     assert bench.controller.state.problems == {"": "cannot be read: token expired"}
+
+
+def test_while_serve_is_away_the_loop_lands_and_trains(bench: Bench) -> None:
+    bench.world.serving.fault = ConnectionError("Serve restarts")
+    bench.world.serving.deployed = False
+    bench.world.land(0, 1, 2)
+    bench.until(lambda: bool(bench.controller.state.champion))
+    assert "Serve restarts" in bench.controller.faults["serving"]
+    bench.world.serving.fault = None
+    bench.until(lambda: bench.controller.state.converged == bench.controller.state.generation)
 
 
 def test_overrides_that_are_no_spec_are_refused_with_their_faults(bench: Bench) -> None:
@@ -295,6 +304,393 @@ def test_overrides_that_are_no_spec_are_refused_with_their_faults(bench: Bench) 
     answer = bench.controller.operate(
         "retrain", "k", "ann", "try", {"overrides": {"training": {"epochs": -1}}}
     )
-    assert answer["status"] == 409
+    assert answer["status"] == 422
     assert "training.epochs" in answer["error"]
     assert "retrain_wanted" not in bench.kinds()[-3:]
+
+
+# --- the life of a pipeline ---
+
+
+def in_canary(bench: Bench) -> str:
+    """Walk to the first canary step; gives the champion."""
+    first = bench.serve_first()
+    bench.world.land(3)
+    bench.until(lambda: bench.controller.document.split == 0.1)
+    return first
+
+
+def test_a_new_spec_in_mid_canary_is_for_the_next_rollout(bench: Bench) -> None:
+    first = in_canary(bench)
+    changed = spec(rollout={"type": "canary", "shadow": 20, "steps": [0.3], "hold": 5.0})
+    body = {"spec": changed.to_json(), "code": ""}
+    assert bench.controller.operate("start", "again", "ann", "fewer steps", body)["ok"]
+    bench.until(lambda: bench.controller.document.split == 0.5)
+    assert recover(Journal(bench.url, "p")) == bench.controller.state
+    bench.until(lambda: bench.controller.state.champion != first)
+    bench.world.land(4)
+    bench.until(lambda: bench.controller.document.split == 0.3)
+
+
+def test_stop_withdraws_the_challenger_ends_the_run_and_removes_the_application(bench: Bench) -> None:
+    in_canary(bench)
+    assert bench.controller.operate("stop", "stop", "ann", "end of season")["ok"]
+    assert bench.controller.gone
+    assert bench.kinds()[-2:] == ["aborted", "pipeline_stopped"]
+    assert not bench.world.serving.deployed
+
+
+def test_a_stop_is_carried_out_however_often_serve_or_the_controller_fail(bench: Bench) -> None:
+    bench.serve_first()
+    bench.world.serving.fault = ConnectionError("Serve restarts")
+    assert bench.controller.operate("stop", "stop", "ann", "end")["ok"]
+    bench.run(3)
+    assert bench.world.serving.deployed
+    bench.controller = bench.fresh()
+    bench.world.serving.fault = None
+    bench.run(1)
+    assert not bench.world.serving.deployed
+    assert bench.controller.gone
+
+
+def test_a_run_that_was_stopped_begins_again_with_the_pipeline(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        bench.world.training, "poll", lambda run_id: RunStatus(run_id, "running", progress="1/5")
+    )
+    bench.world.land(0, 1, 2)
+    bench.until(lambda: bench.controller.state.run is not None)
+    bench.run(2)
+    bench.controller.operate("stop", "stop", "ann", "pause over the weekend")
+    bench.run(1)
+    assert bench.world.training.actors == set()
+    monkeypatch.undo()
+    body = {"spec": bench.spec.to_json(), "code": ""}
+    bench.controller.operate("start", "monday", "ann", "go on", body)
+    bench.until(lambda: bool(bench.controller.state.champion))
+    assert bench.world.training.starts == ["p-00001-1", "p-00002-1"]
+
+
+def test_every_attempt_of_a_run_and_every_stranger_is_released(bench: Bench) -> None:
+    bench.world.training.actors.add("p-00000-1")
+    bench.controller = bench.fresh()
+    bench.world.training.bad.add("p-00001-1")
+    bench.serve_first()
+    bench.run(2)
+    assert bench.world.training.starts == ["p-00001-1", "p-00001-2"]
+    assert bench.world.training.actors == set()
+
+
+# --- what replicas say ---
+
+
+def test_harm_ends_a_rollout_that_is_paused(bench: Bench) -> None:
+    first = in_canary(bench)
+    bench.controller.operate("pause", "p", "ann", "look")
+    for replica in bench.world.serving.replicas:
+        replica.errors.add("m-p-00002-1")
+    bench.until(lambda: "aborted" in bench.kinds())
+    assert (bench.controller.state.champion, bench.controller.document.split) == (first, 0.0)
+
+
+def test_resume_waits_until_every_replica_serves_the_step(bench: Bench) -> None:
+    in_canary(bench)
+    bench.world.serving.deliver = lambda replica: replica.name == "a"
+    assert bench.controller.operate("pause", "p", "ann", "look")["ok"]
+    assert bench.controller.operate("resume", "r", "ann", "fine")["ok"]
+    bench.until(lambda: bench.controller.document.split == 0.5)  # both had taken the first step
+    bench.run(40, requests=400)
+    assert bench.controller.document.split == 0.5
+    assert bench.controller.state.rollout is not None
+    assert bench.controller.state.rollout.since == 0.0
+    bench.world.serving.deliver = lambda replica: True
+    bench.until(lambda: bench.controller.state.rollout is None)
+
+
+def test_a_step_waits_for_a_replica_that_was_started_meanwhile(bench: Bench) -> None:
+    in_canary(bench)
+    bench.run(1, requests=400)
+    late = FakeReplica("c")
+    bench.world.serving.replicas.append(late)
+    bench.world.serving.deliver = lambda replica: replica is not late
+    bench.run(40, requests=400)
+    assert bench.controller.document.split == 0.1
+    late.take(bench.controller.document)
+    bench.until(lambda: bench.controller.document.split == 0.5)
+
+
+def test_a_first_model_that_no_replica_can_load_is_withdrawn_and_the_next_one_serves(bench: Bench) -> None:
+    for replica in bench.world.serving.replicas:
+        replica.refuses.add("m-p-00001-1")
+    bench.world.land(0, 1, 2)
+    bench.until(lambda: "rolled_back" in bench.kinds())
+    assert bench.controller.state.champion == ""
+    assert any("refuses champion v1" in text for _, _, text in bench.controller.state.alerts)
+    bench.world.land(3)
+    bench.until(lambda: bench.controller.state.champion == "m-p-00002-1")
+
+
+def test_a_champion_that_one_replica_refuses_keeps_serving_with_an_alert(bench: Bench) -> None:
+    first = bench.serve_first()
+    bench.run(2)
+    bench.world.serving.replicas[1].refuses.add(first)
+    bench.run(5)
+    assert bench.controller.state.champion == first
+    assert [kind for _, kind, text in bench.controller.state.alerts if "refuses champion" in text] == [
+        "serving"
+    ]
+
+
+def test_a_canary_without_traffic_sets_its_threshold_once_the_champion_has_answered(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.serve_first()
+    quiet = [True]
+    report = FakeReplica.report
+    monkeypatch.setattr(
+        FakeReplica, "report", lambda self: replace(report(self), latency={} if quiet[0] else {"p90": 0.02})
+    )
+    bench.world.land(3)
+    bench.until(lambda: bench.controller.document.split == 0.1)
+    assert bench.controller.document.slow_s == 0.0
+    quiet[0] = False
+    bench.until(lambda: bench.controller.document.slow_s == 0.02)
+
+
+# --- outcomes that are hard to take ---
+
+
+def test_a_partition_that_was_refused_may_land_anew_and_a_committed_one_may_not(bench: Bench) -> None:
+    first = partition(1)
+    bench.world.ingest.refused.add(first.sha256)
+    bench.world.land(0, 1, 2)
+    bench.until(lambda: "partition_refused" in bench.kinds())
+    assert bench.controller.state.committed == ["day-000", "day-002"]
+    again = replace(first, sha256="f" * 64)
+    other = replace(partition(0), sha256="e" * 64)
+    bench.world.source.landed = [Sighting(p.name, p) for p in (other, again, partition(2))]
+    bench.until(lambda: len(bench.controller.state.committed) == 3)
+    bench.run(10)
+    assert bench.controller.state.partitions["day-001"].sha256 == "f" * 64
+    assert bench.controller.state.partitions["day-000"].sha256 == partition(0).sha256
+    assert "landed again with other content" in bench.controller.state.problems["day-000"]
+
+
+def test_an_ingest_that_keeps_failing_is_tried_ever_more_rarely_and_keeps_nobody_out(bench: Bench) -> None:
+    bench.world.ingest.bad.add("day-000")
+    bench.world.land(0, 1, 2, 3)
+    bench.run(600)
+    assert bench.controller.state.committed == ["day-001", "day-002", "day-003"]
+    assert len(bench.world.ingest.starts) < 30
+    bench.world.ingest.bad.clear()
+    bench.run(4000)
+    assert len(bench.controller.state.committed) == 4
+
+
+def test_an_outcome_that_no_event_can_hold_counts_as_a_failure(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.serve_first()
+    poll = bench.world.evaluation.poll
+
+    def broken() -> list[Any]:
+        outcomes: list[Any] = []
+        for key, decision in poll():  # type: ignore[misc]
+            score = replace(decision.candidate_score, overall={"auc": float("nan")})
+            outcomes.append((key, replace(decision, candidate_score=score)))
+        return outcomes
+
+    monkeypatch.setattr(bench.world.evaluation, "poll", broken)
+    bench.world.land(3)
+    bench.until(lambda: "evaluation_failed" in bench.kinds())
+    assert not bench.controller.state.busy
+    assert bench.controller._journal.verify() > 0
+
+
+def test_an_outcome_whose_commit_failed_is_worked_for_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = Journal.append
+
+    def full(self: Journal, epoch: int, entries: Any, *rest: Any, **named: Any) -> Any:
+        if any(entry.kind == "partition_committed" for entry in entries):
+            raise OperationalError("insert", {}, Exception("disk full"))
+        return append(self, epoch, entries, *rest, **named)
+
+    monkeypatch.setattr(Journal, "append", full)
+    bench.world.land(0, 1, 2)
+    with pytest.raises(OperationalError):
+        bench.run(10)
+    monkeypatch.undo()
+    bench.controller = bench.fresh()  # as the host does after whatever the journal raised
+    bench.until(lambda: bool(bench.controller.state.champion))
+
+
+def test_a_version_that_cannot_be_read_ends_its_run_with_an_alert(bench: Bench) -> None:
+    bench.world.registry.fault = MissingArtifactError("/root/models/m/manifest.json")
+    bench.world.land(0, 1, 2)
+    bench.until(lambda: "run_given_up" in bench.kinds())
+    assert bench.controller.state.alerts[-1][1] == "run"
+
+
+def test_a_candidate_that_cannot_be_scored_is_put_aside_with_an_alert(bench: Bench) -> None:
+    first = bench.serve_first()
+    bench.world.evaluation.bad.add("m-p-00002-1")
+    bench.world.land(3)
+    bench.until(lambda: "evaluation_failed" in bench.kinds())
+    bench.world.land(4)
+    bench.until(lambda: bench.controller.state.champion not in ("", first))
+    assert bench.controller.state.versions["m-p-00002-1"].end == "not evaluated"
+
+
+# --- windows ---
+
+
+def window(**changes: Any) -> WindowReport:
+    return replace(WindowReport(0.0, 0.0, 500, 400, {"auc": 0.7}), **changes)
+
+
+def test_a_window_opens_once_its_last_answers_are_written(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, monitoring={"window": 60}, serving={"flush": 10.0})
+    bench.serve_first()
+    bench.run(130)
+    requests = bench.world.monitoring.requests
+    assert [(r.end - r.start) for r in requests] == [60.0]
+    begun = next(e for e in bench.controller._journal.read() if e.kind == "window_started")
+    assert begun.at - begun.data["end"] >= 20.0
+
+
+def test_what_matured_in_a_window_that_failed_counts_in_the_next(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, monitoring={"window": 60}, triggers=[])
+    bench.world.land(0, 1, 2)
+    bench.run(10)
+    bench.controller.operate("retrain", "k", "ann", "first")
+    bench.until(lambda: bool(bench.controller.state.champion))
+    bench.world.monitoring.report = window()
+    bench.run(70)
+    bench.world.land(3)
+    bench.world.monitoring.fails = True
+    bench.run(60)
+    bench.world.monitoring.fails = False
+    bench.run(60)
+    marks = [(r.previous_watermark, r.watermark) for r in bench.world.monitoring.requests]
+    assert marks == [(0.0, 3 * DAY - 1), (3 * DAY - 1, 4 * DAY - 1), (3 * DAY - 1, 4 * DAY - 1)]
+
+
+def test_goals_that_a_window_misses_and_moved_inputs_are_alerted(tmp_path: Path) -> None:
+    goals = {"latency_p99": "50ms", "metrics": {"auc": 0.75}}
+    bench = Bench(tmp_path, monitoring={"window": 60}, goals=goals)
+    drift = (FeatureDrift("dest", 1e-6, 0.3, True), FeatureDrift("origin", 0.5, 0.0, False))
+    bench.world.monitoring.report = window(latency={"p99": 0.08}, drift=drift)
+    bench.serve_first()
+    bench.run(70)
+    texts = [text for _, _, text in bench.controller.state.alerts]
+    assert texts == [
+        "inputs moved against the reference: dest",
+        "live auc 0.7000 misses the goal 0.75",
+        "latency p99 80.0 ms misses 50 ms",
+    ]
+
+
+def test_bad_performance_retrains_once_a_cooldown_also_where_the_runs_fail(tmp_path: Path) -> None:
+    triggers = [
+        {"type": "new_data", "partitions": 3},
+        {"type": "performance", "metric": "auc", "worse_than": 0.8, "cooldown": 600},
+    ]
+    bench = Bench(tmp_path, monitoring={"window": 60}, triggers=triggers)
+    bench.world.monitoring.report = window()
+    bench.serve_first()
+    bench.world.training.bad |= {f"p-{n:05d}-{a}" for n in range(2, 9) for a in (1, 2)}
+    bench.run(1500)
+    wanted = [e.data["trigger"] for e in bench.controller._journal.read() if e.kind == "retrain_wanted"]
+    assert wanted == ["new_data", "performance", "performance"]
+
+
+# --- what people ask for ---
+
+
+def test_a_schedule_does_not_overwrite_what_an_operator_asked_for(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, triggers=[{"type": "schedule", "cron": "* * * * *"}])
+    bench.world.land(0, 1)  # too few for a run: it waits
+    bench.run(5)
+    asked = {"overrides": {"training": {"seed": 11}}}
+    assert bench.controller.operate("retrain", "k", "ann", "try seed 11", asked)["ok"]
+    bench.run(130)
+    assert bench.controller.operate("retrain", "k2", "bob", "mine too")["status"] == 409
+    bench.world.land(2)
+    bench.until(lambda: bool(bench.world.training.runs))
+    assert bench.world.training.runs["p-00001-1"].seed == 11
+
+
+def test_overrides_of_window_and_blocks_choose_the_partitions(bench: Bench) -> None:
+    bench.world.land(*range(10))
+    bench.until(lambda: bool(bench.controller.state.champion))
+    asked = {"overrides": {"training": {"window": "5d"}, "evaluation": {"blocks": 4}}}
+    bench.controller.operate("retrain", "k", "ann", "a short one", asked)
+    bench.until(lambda: len(bench.world.training.runs) == 2)
+    request = bench.world.training.runs["p-00002-1"]
+    assert (len(request.partitions), len(request.blocks)) == (5, 4)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{"pipeline": "other"}, {"source": {"path": "/etc"}}, [], {"training": {"learning_rate": float("nan")}}],
+)
+def test_overrides_beyond_a_run_are_refused(bench: Bench, overrides: object) -> None:
+    bench.serve_first()
+    answer = bench.controller.operate("retrain", "k", "ann", "try", {"overrides": overrides or ["x"]})
+    assert (answer["ok"], answer["status"]) == (False, 422)
+
+
+def test_rollback_in_the_first_canary_withdraws_the_challenger(bench: Bench) -> None:
+    first = in_canary(bench)
+    assert bench.controller.operate("rollback", "k", "ann", "pager")["ok"]
+    assert (bench.controller.state.champion, bench.controller.document.split) == (first, 0.0)
+    assert bench.controller.operate("rollback", "k2", "ann", "pager")["status"] == 409
+
+
+def test_promote_and_abort_do_what_they_say_for_the_version_that_is_meant(bench: Bench) -> None:
+    first = in_canary(bench)
+    assert bench.controller.operate("promote", "k1", "ann", "go", {"version": "v9"})["status"] == 409
+    assert bench.controller.operate("promote", "k2", "ann", "go", {"version": "v2"})["ok"]
+    second = bench.controller.state.champion
+    assert second not in ("", first)
+    bench.world.land(4)
+    bench.until(lambda: bench.controller.document.split == 0.1)
+    assert bench.controller.operate("abort", "k3", "ann", "no")["ok"]
+    assert bench.controller.state.champion == second
+    assert bench.controller.operate("abort", "k4", "ann", "no")["status"] == 409
+
+
+def test_a_rollout_without_evidence_ends_at_its_time_out(tmp_path: Path) -> None:
+    plan = {"type": "canary", "shadow": 20, "steps": [0.1], "hold": 5.0, "timeout": 300}
+    bench = Bench(tmp_path, rollout=plan)
+    first = bench.serve_first()
+    bench.world.land(3)
+    bench.run(400)
+    assert bench.controller.state.champion == first
+    aborted = next(e for e in bench.controller._journal.read() if e.kind == "aborted")
+    assert "not enough evidence within 300 s" in aborted.data["reason"]
+
+
+def test_analyses_that_say_the_same_are_journaled_ever_more_rarely(tmp_path: Path) -> None:
+    plan = {"type": "canary", "shadow": 20, "steps": [0.1], "hold": 5.0, "timeout": "1d"}
+    bench = Bench(tmp_path, rollout=plan)
+    bench.serve_first()
+    bench.world.land(3)
+    bench.run(8000)
+    assert bench.kinds().count("analysed") < 60
+
+
+def test_an_edited_snapshot_is_named(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctrain.controller.controller.SNAPSHOT_EVERY", 5)
+    bench.serve_first()
+    bench.run(5)
+    journal = Journal(bench.url, "p")
+    assert verify(journal) == bench.controller.state.seq
+    snapshot = journal.snapshot()
+    assert snapshot is not None
+    journal.save_snapshot(bench.controller.epoch, snapshot.seq, {**snapshot.state, "champion": "evil"})
+    with pytest.raises(TamperedError, match="snapshot"):
+        verify(journal)
