@@ -2,6 +2,7 @@
 
 from ctrain.features.statistics import PartitionStatistics
 from ctrain.features.view import (
+    LARGEST,
     Arrays,
     Column,
     FeatureView,
@@ -16,6 +17,7 @@ from ctrain.features.view import (
 )
 
 __all__ = [
+    "LARGEST",
     "Arrays",
     "Column",
     "FeatureView",

@@ -1,8 +1,10 @@
 """Mergeable statistics of a partition's features: what an encoder is fitted from.
 
-Computed once for each (partition, view); merging is the same as computing on all rows, exactly for
-counts and moments, within 1/256 of rank for quantiles. Bounded: 256 points a number, the 10,000 most
-frequent values a category.
+Computed once for each (partition, view). Merging is the same as computing on all rows: for moments but
+for rounding, for quantiles within about 1/256 of rank, for categories exactly while a feature has at
+most 10,000 values. Bounded: 256 points a number, the 10,000 most frequent values a category. Above
+that a merged count is a lower bound: a partition in which a value is not among its 10,000 most frequent
+adds nothing to it, so a value that is rare everywhere may be left out of a vocabulary.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ctrain.features.view import Arrays
+from ctrain.features.view import LARGEST, Arrays
 from ctrain.records import Json
 
 POINTS = 256
@@ -122,7 +124,7 @@ def _most_frequent(table: dict[str, int]) -> dict[str, int]:
 
 
 def _number(values: npt.NDArray[np.float64]) -> NumberStatistics:
-    there = np.sort(values[np.isfinite(values)])
+    there = np.sort(np.clip(values[np.isfinite(values)], -LARGEST, LARGEST))
     missing = len(values) - len(there)
     if not len(there):
         return NumberStatistics(len(values), missing, 0.0, 0.0, (), ())

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 Arrays = dict[str, npt.NDArray[Any]]
 Kind = Literal["category", "number", "timestamp", "flag"]
 FLOAT64 = np.dtype(np.float64)
+LARGEST = 1e30
+"""Magnitude of a raw number above which it is refused: its square must fit the moments, itself float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Column:
         maximum: float | None = None,
         nullable: bool = False,
     ) -> Column:
-        """A finite number; `unit` is for people."""
+        """A finite number of magnitude 1e30 at most; `unit` is for people."""
         return Column("number", nullable, unit, minimum, maximum)
 
     @staticmethod
@@ -76,7 +78,8 @@ class FeatureView:
     columns: dict[str, Column]
     function: Callable[[Arrays], Mapping[str, npt.NDArray[Any]]] = field(repr=False)
     hash: str
-    """sha256 of the function's source and the columns; what caches are keyed by."""
+    """sha256 of the function's name, the source of its whole module (helpers and constants that it uses
+    there) and the columns. What it imports from other modules is not seen: the code's hash names that."""
 
     def __call__(self, rows: Arrays) -> Arrays:
         """Turn raw columns of B rows into features of B rows.
@@ -123,15 +126,20 @@ def feature_view(**columns: Column) -> Callable[[Callable[[Arrays], Any]], Featu
             raise FeatureError(name, f"is declared as {column!r}; expected Column.category() or the like")
 
     def declare(function: Callable[[Arrays], Any]) -> FeatureView:
-        try:
-            source = inspect.getsource(function)
-        except (OSError, TypeError):
-            source = function.__code__.co_code.hex()
-        declared = columns_to_json(columns)
-        digest = hashlib.sha256((source + sha256_of(declared)).encode()).hexdigest()
+        digest = sha256_of([function.__qualname__, _source_sha256(function), columns_to_json(columns)])
         return FeatureView(function.__name__, dict(columns), function, digest)
 
     return declare
+
+
+def _source_sha256(function: Callable[..., Any]) -> str:
+    """Hash of the file that defines a function; of its compiled code where there is no file."""
+    code = function.__code__
+    try:
+        source = Path(code.co_filename).read_bytes()
+    except OSError:
+        source = repr((code.co_code, code.co_names, code.co_consts)).encode()
+    return hashlib.sha256(source).hexdigest()
 
 
 def columns_to_json(columns: Mapping[str, Column]) -> Json:

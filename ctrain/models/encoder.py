@@ -2,7 +2,7 @@
 
 Takes features as arrays, gives one float32 matrix `[B, W]`: first a column of category indexes for
 each category (0 is the unknown bucket), then a column of standardised values for each number, NaN
-where missing. The same bits for one row and for a million. No torch here.
+where missing or not finite. The same bits for one row and for a million. No torch here.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from ctrain.features.statistics import PartitionStatistics
 from ctrain.features.view import FLOAT64, Arrays
 from ctrain.records import Json
 
+FAR = 1e6
+"""Standard deviations from the mean at which a value is cut: beyond it float32 would lose it."""
+_FAR_SQUARED = FAR * FAR
 SMALL = 16
 """Rows up to which a dictionary is faster than a sorted search; both give the same index."""
 
@@ -124,10 +127,10 @@ class Encoder:
             return matrix
         mean, deviation = self._scales
         if rows == 1:
-            matrix[0, column:] = (np.concatenate(numbers) - mean) / deviation
+            matrix[0, column:] = _standard(np.concatenate(numbers), mean, deviation)
             return matrix
         for at, values in enumerate(numbers):
-            matrix[:, column + at] = (values - mean[at]) / deviation[at]
+            matrix[:, column + at] = _standard(values, mean[at], deviation[at])
         return matrix
 
     def encode_one(self, features: Mapping[str, Any]) -> npt.NDArray[np.float32] | None:
@@ -141,7 +144,10 @@ class Encoder:
         row, mean = matrix[0], self._scales[0]
         try:
             for column, (name, lookup) in enumerate(self._lookup.items()):
-                (value,) = features[name].tolist()
+                text = features[name]
+                if text.dtype.kind != "U":
+                    return None
+                (value,) = text.tolist()
                 row[column] = lookup.get(value, 0)
             if len(mean):
                 parts = [features[name] for name in self.scales]
@@ -149,7 +155,11 @@ class Encoder:
                 # A wrong kind anywhere shows in the whole; so does a wrong length, if none is above 1.
                 if vector.dtype is not FLOAT64 or vector.shape != mean.shape or max(map(len, parts)) != 1:
                     return None
-                row[len(self.vocabularies) :] = (vector - mean) / self._scales[1]
+                standard = (vector - mean) / self._scales[1]
+                # No value is far where the sum of squares is not; NaN of a missing value looks closer.
+                if not float(standard.dot(standard)) <= _FAR_SQUARED and (np.abs(standard) > FAR).any():
+                    return None
+                row[len(self.vocabularies) :] = standard
         except (KeyError, ValueError, TypeError, AttributeError):
             return None
         return matrix
@@ -182,3 +192,11 @@ class Encoder:
             {name: (data["scales"][name][0], data["scales"][name][1]) for name in numbers},
             {name: tuple(data["edges"][name]) for name in numbers},
         )
+
+
+def _standard(values: npt.NDArray[Any], mean: Any, deviation: Any) -> npt.NDArray[np.float64]:
+    """Standardised values within `FAR`; what is not finite, such as the logarithm of 0, is missing."""
+    known = np.where(np.isfinite(values), values, np.nan)
+    with np.errstate(over="ignore"):
+        standard: npt.NDArray[np.float64] = np.clip((known - mean) / deviation, -FAR, FAR)
+    return standard

@@ -1,4 +1,6 @@
+import json
 import math
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,7 @@ from ctrain.features import (
     load_view,
 )
 from ctrain.models.encoder import Encoder
+from ctrain.records import canonical
 
 
 @feature_view(
@@ -146,7 +149,68 @@ def test_one_row_that_is_unusual_is_left_to_the_way_with_checks() -> None:
         {"x": np.array(["1"])},
         {"x": 1.0},
         {"c": np.array(["a", "b"])},
+        {"c": np.array([b"a"])},
+        {"c": np.array(["a"], dtype=object)},
+        {"c": np.array([1.0])},
         {"x": np.array([1.0, 2.0]), "y": np.array([])},
     ):
         assert encoder.encode_one({**good, **bad}) is None
     assert encoder.encode_one({"c": good["c"], "x": good["x"]}) is None
+
+
+def test_values_that_are_not_finite_are_missing_and_far_ones_are_cut_in_a_batch_and_in_a_row() -> None:
+    values = [math.inf, -math.inf, math.nan, 1e300, -1e300, 5.0, 1e39, 3e6, 2e7, 0.0]
+    features = {"x": np.array(values), "y": np.arange(10.0), "z": np.full(10, -1e308)}
+    encoder = Encoder(
+        {}, {"x": (1.0, 2.0), "y": (0.0, 1.0), "z": (1e308, 1e-3)}, dict.fromkeys("xyz", (0.0, 1.0))
+    )
+    batch = encoder.encode(features)
+    x = batch[:, 0].tolist()
+    assert all(map(math.isnan, x[:3]))
+    assert x[3:] == [1e6, -1e6, 2.0, 1e6, 1e6, 1e6, -0.5]
+    assert batch[:, 2].tolist() == [-1e6] * 10
+    near = {name: encoder.scales[name] for name in "xy"}
+    encoder = Encoder({}, near, dict.fromkeys("xy", (0.0, 1.0)))
+    for index in range(10):
+        row = {name: features[name][index : index + 1] for name in "xy"}
+        assert encoder.encode(row).tobytes() == batch[index, :2].tobytes()
+        one = encoder.encode_one(row)
+        assert (one is None) == (index in (0, 1, 3, 4, 6, 7, 8))
+        assert one is None or one.tobytes() == batch[index, :2].tobytes()
+
+
+def test_statistics_of_huge_features_stay_finite() -> None:
+    found = PartitionStatistics.of({"x": np.array([1e300, -1e300, 1.0])})
+    merged = PartitionStatistics.merge([found, found])
+    assert PartitionStatistics.from_json(json.loads(canonical(merged.to_json()))) == merged
+
+
+VIEW = """
+from ctrain.features import Column, feature_view
+SCALE = {scale}
+def helper(x): return x {helper}
+@feature_view(x=Column.number())
+def {name}(rows): return {{"x": helper(rows["x"]) * SCALE}}
+"""
+
+
+def test_the_hash_of_a_view_sees_helpers_and_constants_of_its_module(tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def hash_of(module: str, scale: int, helper: str, name: str = "view") -> str:
+        (tmp_path / f"{module}.py").write_text(VIEW.format(scale=scale, helper=helper, name=name))
+        return load_view(f"{module}:{name}").hash
+
+    first = hash_of("view_a", 1, "+ 1")
+    assert hash_of("view_b", 1, "+ 1") == first
+    others = {hash_of("view_c", 2, "+ 1"), hash_of("view_d", 1, "+ 2"), hash_of("view_e", 1, "+ 1", "other")}
+    assert len({first, *others}) == 4
+
+
+def test_a_view_without_a_file_has_a_hash_of_its_code() -> None:
+    def hash_of(scale: int) -> str:
+        names: dict[str, Any] = {}
+        exec(VIEW.format(scale=1, helper="", name="view").replace("* SCALE", f"* {scale}"), names)
+        return names["view"].hash
+
+    assert hash_of(1) == hash_of(1) != hash_of(2)
