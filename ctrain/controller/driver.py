@@ -8,29 +8,24 @@ work without one.
 
 from __future__ import annotations
 
-import getpass
 import json
-import logging
 import os
-import shutil
-import socket
-import sys
 import time
-import urllib.error
-import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ctrain.client.client import acting_user
+from ctrain.controller import landing
+from ctrain.controller.check import check as check
+from ctrain.controller.cluster import ask, ask_json, attach, controller, http_url, ingress, wait_for_health
 from ctrain.controller.controller import recover
-from ctrain.controller.journal import Event, Journal
+from ctrain.controller.follow import Retrain
+from ctrain.controller.journal import Journal
 from ctrain.controller.state import State
-from ctrain.errors import CtrainError, DataError, Fault, ServingError, SpecError, StorageError, UserCodeError
+from ctrain.errors import CtrainError, DataError, StorageError
 from ctrain.records import Json
 from ctrain.spec import PipelineSpec, load_spec
 from ctrain.storage import Root, open_root
@@ -38,34 +33,11 @@ from ctrain.storage import Root, open_root
 Say = Callable[[str], None]
 """Takes one line of progress."""
 
-_USER_CODE_FAILS = (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError, OSError)
-_ENDS = {"promoted", "aborted", "rolled_back", "run_given_up", "pipeline_stopped"}
-"""Kinds of event that end what a retrain began; a gate that does not accept ends it as well."""
-
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Ours serves on this machine or cluster: proxies of the environment do not know it."""
+FOLLOWED_AT_ONCE = 1000
+"""Events that a look at the journal takes at most; far more than come between two looks."""
 
 
 # --- without a cluster ---
-
-
-def check(path: str | Path) -> PipelineSpec:
-    """Read a spec and import the code it names.
-
-    Raises:
-        SpecError: lists every fault of the file and of the code.
-    """
-    file = Path(path)
-    faults: list[Fault] = []
-    spec: PipelineSpec | None = None
-    try:
-        spec = load_spec(file)
-    except SpecError as error:
-        faults += error.faults
-    faults += _code_faults(file)
-    if faults or spec is None:
-        raise SpecError(str(path), tuple(faults))
-    return spec
 
 
 def audit(pipeline: str, root: str | None = None, say: Say = print) -> Json:
@@ -130,27 +102,27 @@ def start(
         )
     place = open_root(root)
     place.token()  # made before the first request may need it
-    landing = [] if "://" in spec.source.path else [Path(spec.source.path)]
-    code = store_code(place, code_folder(Path(spec_path), spec), landing)
+    left_out = [] if "://" in spec.source.path else [Path(spec.source.path)]
+    code = store_code(place, code_folder(Path(spec_path), spec), left_out)
     attach()
     from ctrain.controller.actor import get_or_create_controller
 
     actor = get_or_create_controller(place)
-    answer = _ask(actor, "add", spec.to_json(), str(place.path), code, key or _key(), _by(), reason)
+    answer = ask(actor, "add", spec.to_json(), str(place.path), code, key or _key(), _by(), reason)
     route = f"{http_url()}/{spec.pipeline}"
     say(
         f"{spec.pipeline}  root {place.path}  journal {_shown(place, spec.pipeline)}  serving {route}"
         f"  token {place.path / 'token'}"
     )
     if wait:
-        _wait_for_health(route, wait)
-        say(f"{route}/health answers, through {_ingress()}")
+        wait_for_health(route, wait)
+        say(f"{route}/health answers, through {ingress()}")
     return {**answer, "pipeline": spec.pipeline, "root": str(place.path), "route": route, "code": code}
 
 
 def stop(pipeline: str, reason: str, key: str = "", say: Say = print) -> Json:
     """End a pipeline: its application goes, its root stays."""
-    answer = _ask(_controller(), "remove", pipeline, key or _key(), reason, _by())
+    answer = ask(controller(), "remove", pipeline, key or _key(), reason, _by())
     say(f"{pipeline}  stopped; its root stays as it is")
     return answer
 
@@ -173,17 +145,13 @@ def retrain(
     say(f"{pipeline}  retrain wanted: {reason}")
     if not wait:
         return answer
-    ours = False  # until then, what is told is of a run or rollout that was under way before
+    followed = Retrain(reason)
     for line in _follow(pipeline, int(answer.get("after", 0)), wait):
         say(f"{line['at']}  {line['kind']:<16} {line['text']}")
-        if line["kind"] == "run_started":
-            ours = (line["data"].get("trigger"), line["data"].get("reason")) == ("operator", reason)
-        if not ours and line["kind"] != "pipeline_stopped":
-            continue
-        refused = line["kind"] == "gate_decided" and line["data"]["decision"]["verdict"] != "accept"
-        if line["kind"] == "promoted":
+        ended = followed.ended(line)
+        if ended:
             return {**answer, "end": line["kind"], "text": line["text"]}
-        if refused or line["kind"] in _ENDS:
+        if ended is not None:
             raise CtrainError(f"{pipeline}: retrain ended with {line['kind']}: {line['text']}")
     raise CtrainError(f"{pipeline}: no end of the retrain after {wait:g} s. It goes on: ctrain status")
 
@@ -204,21 +172,21 @@ def status(pipeline: str) -> Json:
     Raises:
         CtrainError: if no such pipeline is hosted.
     """
-    answer: Json = _ask_json(_controller(), "status", pipeline)
+    answer: Json = ask_json(controller(), "status", pipeline)
     if "generation" not in answer:
         raise CtrainError(str(answer.get("error", f"{pipeline}: no status")))
     return answer
 
 
-def why(pipeline: str, version: str = "", limit: int = 200) -> list[Json]:
-    """Events in words, newest last, from the controller itself."""
-    lines: list[Json] = _ask_json(_controller(), "why", pipeline, version, limit)
+def why(pipeline: str, version: str = "", limit: int = 200, after: int = 0) -> list[Json]:
+    """Events in words after number `after`, the newest `limit` of them, oldest first; from the controller."""
+    lines: list[Json] = ask_json(controller(), "why", pipeline, version, limit, after)
     return lines
 
 
 def pipelines() -> list[str]:
     """Names of the pipelines that the namespace's controller hosts."""
-    names: list[str] = _ask_json(_controller(), "pipelines")
+    names: list[str] = ask_json(controller(), "pipelines")
     return names
 
 
@@ -247,8 +215,8 @@ def ingest(
     """
     place = open_root(root)
     spec = _hosted(place, spec_path)
-    names = [_land(spec, Path(folder))] if folder is not None else _landed(spec)
-    return _await_landing(spec, place, names, wait, say)
+    names = [landing.land(spec, Path(folder))] if folder is not None else landing.landed(spec)
+    return _await(spec, place, names, wait, say)
 
 
 def backfill(
@@ -263,12 +231,17 @@ def backfill(
     spec = _hosted(place, spec_path)
     if not Path(folder).is_dir():
         raise DataError(f"{folder}: no such folder")
-    days = sorted(entry for entry in Path(folder).iterdir() if entry.is_dir() and _is_day(entry.name))
+    days = sorted(entry for entry in Path(folder).iterdir() if entry.is_dir() and landing.is_day(entry.name))
     if not days:
         raise DataError(f"{folder}: no folder is named by a day; expected e.g. 2013-03-14")
-    names = [_land(spec, day) for day in days]
+    names = [landing.land(spec, day) for day in days]
     say(f"{spec.pipeline}  {len(names)} days landed, {names[0]} to {names[-1]}")
-    return _await_landing(spec, place, names, wait, say)
+    return _await(spec, place, names, wait, say)
+
+
+def _await(spec: PipelineSpec, place: Root, names: list[str], wait: float, say: Say) -> Json:
+    with closing(_journal(place, spec.pipeline)) as journal:
+        return {"pipeline": spec.pipeline, "partitions": landing.await_landing(journal, names, wait, say)}
 
 
 # --- judging ---
@@ -329,60 +302,14 @@ def evaluate(
 # --- the cluster ---
 
 
-def attach() -> None:
-    """Join the Ray cluster of this machine, or of the job this runs in.
-
-    Raises:
-        CtrainError: if none answers.
-    """
-    import ray
-    from ray.exceptions import RayError
-
-    from ctrain.controller.actor import namespace
-
-    if ray.is_initialized():
-        return
-    try:
-        _reach(os.environ.get("RAY_ADDRESS", ""))
-        ray.init(address="auto", namespace=namespace(), log_to_driver=False, logging_level=logging.WARNING)
-    except (OSError, RuntimeError, RayError) as error:
-        raise CtrainError(
-            f"no Ray cluster answers ({error}). Start one with cluster/local.sh start and export what it "
-            "prints, or run this with `ray job submit`"
-        ) from None
-
-
-def _reach(address: str) -> None:
-    """Raises OSError at once where nobody listens: Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "://" not in address:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-
-
-def http_url() -> str:
-    """Address of Serve: CTRAIN_URL, or host and port that ctrain starts it with."""
-    host = os.environ.get("CTRAIN_HTTP_HOST", "127.0.0.1")
-    shown = "127.0.0.1" if host == "0.0.0.0" else host
-    return os.environ.get("CTRAIN_URL") or f"http://{shown}:{os.environ.get('CTRAIN_HTTP_PORT', '8000')}"
-
-
-def _ingress() -> str:
-    """Which proxy stands before the replicas: Serve's switches count only where Ray was started."""
-    from ray.exceptions import RayError
-    from ray.util.state import list_actors
-
-    try:
-        found = list_actors(
-            filters=[("class_name", "=", "HAProxyManager"), ("state", "=", "ALIVE")], timeout=5
-        )
-    except (RayError, OSError, RuntimeError, ValueError):
-        return "a proxy that could not be told"
-    if found:
-        return "HAProxy"
-    return (
-        "Serve's Python proxy, which is slower and does not retry. For HAProxy, set "
-        "RAY_SERVE_ENABLE_HA_PROXY=1 before Ray starts, as cluster/local.sh does"
-    )
+def _follow(pipeline: str, after: int, seconds: float) -> Iterator[Json]:
+    """Events after one, as they come; ends when the time is over."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for line in why(pipeline, limit=FOLLOWED_AT_ONCE, after=after):
+            after = line["seq"]
+            yield line
+        time.sleep(0.5)
 
 
 def code_folder(spec_path: Path, spec: PipelineSpec) -> Path:
@@ -396,77 +323,9 @@ def code_folder(spec_path: Path, spec: PipelineSpec) -> Path:
     return here if holds(here) and not holds(beside) else beside
 
 
-def _controller() -> Any:
-    attach()
-    from ctrain.controller.actor import find_controller, namespace
-
-    try:
-        return find_controller()
-    except ValueError:
-        raise CtrainError(
-            f"no controller runs in namespace {namespace()}. Start a pipeline: ctrain start pipeline.yaml"
-        ) from None
-
-
 def _operate(pipeline: str, verb: str, reason: str, key: str, body: Json | None = None) -> Json:
     sent = {"reason": reason, "by": _by(), **(body or {})}
-    return _ask(_controller(), "operate", pipeline, verb, key or _key(), sent)
-
-
-def _ask(actor: Any, method: str, *arguments: Any) -> Json:
-    """Call a mutating method; an answer that is a refusal raises."""
-    answer: Json = _ask_json(actor, method, *arguments)
-    if not answer.get("ok"):
-        raise CtrainError(f"refused with {answer.get('status')}: {answer.get('error')}")
-    return answer
-
-
-def _ask_json(actor: Any, method: str, *arguments: Any) -> Any:
-    """Call the actor, again while it restarts: mutating calls carry a key."""
-    import ray
-    from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayTaskError
-
-    end = time.monotonic() + 60.0
-    while True:
-        try:
-            return ray.get(getattr(actor, method).remote(*arguments), timeout=30)
-        except RayTaskError as error:
-            if isinstance(error.cause, CtrainError):
-                raise error.cause from None  # without Ray's text around it
-            raise
-        except (ActorUnavailableError, GetTimeoutError) as error:
-            if time.monotonic() > end:
-                raise ServingError(f"the controller does not answer: {error}") from None
-            time.sleep(0.5)
-
-
-def _follow(pipeline: str, after: int, seconds: float) -> Iterator[Json]:
-    """Events after one, as they come; ends when the time is over."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        for line in why(pipeline, limit=200):
-            if line["seq"] > after:
-                after = line["seq"]
-                yield line
-        time.sleep(0.5)
-
-
-def _wait_for_health(route: str, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            with _DIRECT.open(f"{route}/health", timeout=5) as response:
-                if response.status == 200:
-                    return
-                problem = f"answered {response.status}"
-        except (urllib.error.URLError, OSError) as error:
-            problem = str(error)
-        if time.monotonic() > end:
-            raise ServingError(
-                f"{route}/health: {problem} after {seconds:g} s. The pipeline is hosted; see "
-                "`ctrain status --attach`, and Serve's logs in the Ray dashboard"
-            )
-        time.sleep(0.25)
+    return ask(controller(), "operate", pipeline, verb, key or _key(), sent)
 
 
 # --- parts ---
@@ -518,163 +377,11 @@ def _key() -> str:
 
 def _by() -> str:
     job = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = "unknown"
-    return f"{user} (job)" if job else user
+    return f"{acting_user()} (job)" if job else acting_user()
 
 
 def _absolute(path: str) -> bool:
     return "://" in path or Path(path).is_absolute()
-
-
-def _is_day(name: str) -> bool:
-    try:
-        date.fromisoformat(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _landed(spec: PipelineSpec) -> list[str]:
-    from ctrain.data import FileSource
-
-    sightings = FileSource(spec).look({})
-    missing = [one.problem for one in sightings if not one.name]
-    if missing:
-        raise DataError(missing[0])
-    return [one.name for one in sightings if one.partition is not None]
-
-
-def _land(spec: PipelineSpec, folder: Path) -> str:
-    """Copy a day's files beside the source, seal them, and move the folder into place."""
-    from ctrain.data.land import SEAL, seal_partition
-
-    name = folder.resolve().name
-    if not _is_day(name):
-        raise DataError(f"{folder}: the folder's name is no day; expected e.g. 2013-03-14")
-    if "://" in spec.source.path:
-        raise DataError(f"source.path {spec.source.path} is a URL: upload and seal there, then ingest alone")
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
-    landing = Path(spec.source.path)
-    target = landing / name
-    if folder.resolve() == target.resolve():
-        if not (target / SEAL).exists():
-            seal_partition(target)
-        return name
-    files = [file for file in sorted(folder.iterdir()) if file.suffix in (".parquet", ".csv")]
-    if not files:
-        raise DataError(f"{folder}: no parquet or CSV file in it")
-    if (target / SEAL).exists():
-        if _same(files, target):
-            return name
-        raise DataError(
-            f"{folder}: {name} has landed with other content, which stands. "
-            "Land corrections as a new partition"
-        )
-    fresh = landing / f".{name}.{uuid.uuid4().hex}"
-    fresh.mkdir(parents=True)
-    for file in files:
-        shutil.copy2(file, fresh / file.name)
-    seal_partition(fresh)
-    if target.exists():
-        shutil.rmtree(target)
-    fresh.rename(target)
-    return name
-
-
-def _same(files: Sequence[Path], sealed: Path) -> bool:
-    """Whether a sealed partition holds just these files."""
-    from ctrain.data.land import SEAL
-    from ctrain.storage import file_sha256
-
-    entries = json.loads((sealed / SEAL).read_text(encoding="utf-8"))["files"]
-    return {file.name: file_sha256(file) for file in files} == {
-        entry["name"]: entry["sha256"] for entry in entries
-    }
-
-
-def _await_landing(spec: PipelineSpec, place: Root, names: Sequence[str], wait: float, say: Say) -> Json:
-    """Wait until the journal has an end for every partition; a refused one raises at the end."""
-    wanted, after, found = set(names), 0, dict[str, Json]()
-    end = time.monotonic() + wait
-    with closing(_journal(place, spec.pipeline)) as journal:
-        while wanted - set(found):
-            for event in journal.read(after=after):
-                after = event.seq
-                for name, outcome in _outcomes(event):
-                    if name in wanted and name not in found:
-                        found[name] = outcome
-                        say(f"{name}  {outcome['rows']:,} rows, {outcome['quarantined']} quarantined"
-                            + (f"; refused: {outcome['refused']}" if outcome["refused"] else ""))  # fmt: skip
-            if time.monotonic() > end:
-                left = ", ".join(sorted(wanted - set(found))[:5])
-                raise DataError(f"nothing came of {left} in {wait:g} s. Does the pipeline run? ctrain status")
-            time.sleep(0.25)
-    refused = [name for name, outcome in found.items() if outcome["refused"]]
-    if refused:
-        raise DataError(f"{len(refused)} of {len(found)} partitions were refused: {', '.join(refused[:5])}")
-    return {"pipeline": spec.pipeline, "partitions": found}
-
-
-def _outcomes(event: Event) -> Iterator[tuple[str, Json]]:
-    if event.kind in ("partition_committed", "partition_refused"):
-        item = event.data["partition"]
-        report = item["report"]
-        outcome = {
-            "rows": report["accepted"],
-            "quarantined": sum(report["reasons"].values()),
-            "refused": item["refused"],
-            "dataset_version": item["dataset_version"],
-        }
-        yield item["name"], outcome
-
-
-def _code_faults(file: Path) -> list[Fault]:
-    """Faults of the code that a spec file names, whatever else is wrong with the file."""
-    try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return []
-    if not isinstance(raw, dict):
-        return []
-    model = raw.get("model")
-    named = {"features": raw.get("features")}
-    if isinstance(model, dict) and model.get("type") == "module":
-        named["model.factory"] = model.get("factory")
-    folders = [str(file.resolve().parent), str(Path.cwd())]
-    before = list(sys.path)
-    sys.path[:0] = folders
-    try:
-        checks = [_code_fault(where, path) for where, path in named.items()]
-    finally:
-        sys.path[:] = before
-    return [fault for fault in checks if fault is not None]
-
-
-def _code_fault(where: str, path: Any) -> Fault | None:
-    import importlib
-
-    from ctrain.features import load_view
-
-    if not isinstance(path, str) or path.count(":") != 1 or not all(path.split(":")):
-        return None  # the spec itself says what is wrong with it
-    module_name, attribute = path.split(":")
-    try:
-        if where == "features":
-            load_view(path)
-        else:
-            module = importlib.import_module(module_name)
-            if not callable(getattr(module, attribute, None)):
-                has = ", ".join(sorted(name for name in vars(module) if not name.startswith("_")))
-                return Fault(where, f"{path}: module {module_name} has no {attribute!r}", f"it has: {has}")
-    except UserCodeError as error:
-        return Fault(where, f"{path}: {error.problem}", error.remedy)
-    except (CtrainError, *_USER_CODE_FAILS) as error:
-        return Fault(where, f"{path}: importing it failed: {type(error).__name__}: {error}", "")
-    return None
 
 
 def as_json(value: Any) -> str:

@@ -12,9 +12,9 @@ import pytest
 
 from ctrain.cli import main as cli
 from ctrain.client import Client
-from ctrain.controller import driver
+from ctrain.controller import driver, landing
 from ctrain.controller.state import State
-from ctrain.errors import DataError, StorageError
+from ctrain.errors import CtrainError, DataError, StorageError
 from ctrain.spec import load_spec
 from ctrain.storage import open_root
 
@@ -256,14 +256,14 @@ def day(folder: Path, text: str) -> Path:
 def test_a_day_is_copied_and_sealed_and_landing_it_again_changes_nothing(project: Path) -> None:
     spec = load_spec("pipeline.yaml")
     folder = day(project / "in" / "2020-01-01", "x\n1\n")
-    assert driver._land(spec, folder) == "2020-01-01"
+    assert landing.land(spec, folder) == "2020-01-01"
     seal = project / "landing" / "2020-01-01" / "_SEALED.json"
     before = seal.stat().st_mtime_ns
-    assert driver._land(spec, folder) == "2020-01-01"
+    assert landing.land(spec, folder) == "2020-01-01"
     assert seal.stat().st_mtime_ns == before
     (folder / "rows.csv").write_text("x\n2\n")
     with pytest.raises(DataError, match="other content"):
-        driver._land(spec, folder)
+        landing.land(spec, folder)
     assert [file.name for file in (project / "landing").iterdir()] == ["2020-01-01"]
 
 
@@ -274,7 +274,7 @@ def test_a_day_is_copied_and_sealed_and_landing_it_again_changes_nothing(project
 def test_a_folder_that_is_no_day_is_refused(name: str, words: str, project: Path) -> None:
     (project / "in" / "2020-01-03").mkdir(parents=True)
     with pytest.raises(DataError, match=words):
-        driver._land(load_spec("pipeline.yaml"), project / "in" / name)
+        landing.land(load_spec("pipeline.yaml"), project / "in" / name)
 
 
 def test_a_job_lands_where_the_pipeline_was_started_to_look(
@@ -286,20 +286,88 @@ def test_a_job_lands_where_the_pipeline_was_started_to_look(
     assert driver._hosted(open_root(), "pipeline.yaml").source.path == "/elsewhere"
 
 
-def test_only_the_end_of_the_run_that_was_asked_for_ends_a_retrain(monkeypatch: pytest.MonkeyPatch) -> None:
-    def line(seq: int, kind: str, **data: Any) -> dict[str, Any]:
-        return {"seq": seq, "at": "", "kind": kind, "text": kind, "data": data}
-
-    events = [
-        line(1, "promoted"),
-        line(2, "run_started", trigger="new_data", reason="3 new partitions"),
-        line(3, "gate_decided", decision={"verdict": "refuse"}),
-        line(4, "run_started", trigger="operator", reason="why"),
-        line(5, "gate_decided", decision={"verdict": "accept"}),
-        line(6, "promoted"),
+def told(*events: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Events in words, as the controller tells them."""
+    return [
+        {"seq": seq, "at": "", "kind": kind, "text": kind, "data": data}
+        for seq, (kind, data) in enumerate(events, 1)
     ]
-    monkeypatch.setattr(driver, "_operate", lambda *arguments: {"ok": True, "after": 0})
-    monkeypatch.setattr(driver, "why", lambda pipeline, limit: events)
-    said: list[str] = []
-    assert driver.retrain("p", "why", wait=5, say=said.append)["end"] == "promoted"
-    assert len(said) == 7
+
+
+def run_started(run_id: str, reason: str = "why", trigger: str = "operator") -> tuple[str, dict[str, Any]]:
+    return "run_started", {"trigger": trigger, "reason": reason, "request": {"run_id": run_id}}
+
+
+def run_finished(run_id: str, version: str) -> tuple[str, dict[str, Any]]:
+    return "run_finished", {"run_id": run_id, "version": version, "label": f"label-{version}"}
+
+
+def gate(version: str, verdict: str) -> tuple[str, dict[str, Any]]:
+    return "gate_decided", {"decision": {"version": version, "verdict": verdict}}
+
+
+OTHERS = (
+    ("promoted", {"version": "z"}),
+    run_started("p-00001-1", "3 new partitions", "new_data"),
+    run_finished("p-00001-1", "a"),
+    gate("a", "refuse"),
+    ("alert", {"alert": "drift", "text": "inputs moved"}),
+)
+
+
+@pytest.fixture
+def retrain(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Ask for a retrain with reason `why`, which is followed by these events."""
+
+    def ask(*events: tuple[str, dict[str, Any]]) -> Any:
+        def why(pipeline: str, limit: int, after: int) -> list[dict[str, Any]]:
+            return [line for line in told(*events) if line["seq"] > after][:limit]
+
+        monkeypatch.setattr(driver, "_operate", lambda *arguments: {"ok": True, "after": 0})
+        monkeypatch.setattr(driver, "why", why)
+        said: list[str] = []
+        answer = driver.retrain("p", "why", wait=0.2, say=said.append)
+        assert len(said) == len(events) + 1
+        return answer["end"]
+
+    return ask
+
+
+def test_only_the_end_of_the_run_that_was_asked_for_ends_a_retrain(retrain: Callable[..., Any]) -> None:
+    ours = run_started("p-00002-1"), run_finished("p-00002-1", "b"), gate("b", "accept")
+    assert (
+        retrain(*OTHERS, *ours, ("aborted", {"version": "z"}), ("promoted", {"version": "b"})) == "promoted"
+    )
+
+
+def test_a_retrain_goes_on_with_the_next_attempt_of_its_run(retrain: Callable[..., Any]) -> None:
+    failed = "run_failed", {"run_id": "p-00002-1", "error": "a worker died"}
+    again = run_started("p-00002-2", "attempt 2 after: a worker died")
+    rest = run_finished("p-00002-2", "b"), gate("b", "accept"), ("promoted", {"version": "b"})
+    assert retrain(*OTHERS, run_started("p-00002-1"), failed, again, *rest) == "promoted"
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        [("run_given_up", {"run_id": "p-00002-2", "error": "twice"})],
+        [run_finished("p-00002-1", "b"), gate("b", "refuse")],
+        [
+            run_finished("p-00002-1", "b"),
+            ("alert", {"alert": "gate", "text": "label-b could not be evaluated"}),
+        ],
+        [run_finished("p-00002-1", "b"), gate("b", "accept"), ("aborted", {"version": "b"})],
+        [("pipeline_stopped", {})],
+    ],
+    ids=lambda last: last[-1][0],
+)
+def test_a_retrain_that_does_not_end_with_a_promotion_fails_with_what_ended_it(
+    last: Any, retrain: Callable[..., Any]
+) -> None:
+    with pytest.raises(CtrainError, match=f"retrain ended with {last[-1][0]}"):
+        retrain(*OTHERS, run_started("p-00002-1"), *last)
+
+
+def test_a_retrain_that_is_not_over_in_time_says_that_it_goes_on(retrain: Callable[..., Any]) -> None:
+    with pytest.raises(CtrainError, match="It goes on"):
+        retrain(*OTHERS, run_started("p-00002-1"))
