@@ -7,13 +7,17 @@ worker count give the same bits. Knows nothing of Ray: the caller passes what ha
 from __future__ import annotations
 
 import math
+import os
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import nn
 
 from ctrain.errors import TrainingError
+from ctrain.models.loading import weights_of
 from ctrain.spec.training import Training
 
 WARM_UP = 0.3
@@ -29,6 +33,7 @@ class Progress:
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor] = field(default_factory=dict)
     loss: float = 0.0
+    """Mean over the epoch's rows, of all ranks."""
 
 
 def fit(
@@ -43,6 +48,7 @@ def fit(
     world: int = 1,
     start: Progress | None = None,
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+    add_up: Callable[[torch.Tensor], torch.Tensor] = lambda values: values,
     after_epoch: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
     """Train to the last epoch.
@@ -52,12 +58,13 @@ def fit(
         inputs_BW: This rank's rows.
         labels_B: 0 or 1.
         training: Epochs, batch size and rates; the batch is divided among ranks.
-        seed: Of the permutations and of dropout.
+        seed: Of the permutations, of dropout and of whatever else a network draws.
         run_id: For errors.
         rank: Of this worker.
         world: Number of workers.
         start: Progress of an earlier attempt.
         wrap: Makes the module distributed (DDP).
+        add_up: Sums a tensor over all ranks; every rank calls it after each epoch.
         after_epoch: Called by every rank with the progress so far.
 
     Raises:
@@ -78,7 +85,7 @@ def fit(
     progress = start or Progress(0, {})
     model.train()
     for epoch in range(progress.epoch, training.epochs):
-        torch.manual_seed(((seed * 1_000_003 + epoch) * 1009 + rank) % 2**63)
+        seed_everything((seed * 1_000_003 + epoch) * 1009 + rank)
         order = torch.randperm(len(labels_B))
         loss_sum = torch.zeros((), device=inputs_BW.device)
         for step in range(steps):
@@ -94,13 +101,12 @@ def fit(
             torch.autograd.backward(loss)
             optimizer.step()
             loss_sum += loss.detach()
-        mean = float(loss_sum) / steps
+        rows_seen = steps * batch
+        totals = add_up(torch.tensor([float(loss_sum) * batch, rows_seen], dtype=torch.float64))
+        mean = float(totals[0] / totals[1])
         if not math.isfinite(mean):
             raise TrainingError(run_id, f"the loss is {mean} after epoch {epoch + 1}; lower learning_rate")
-        weights = {
-            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, value in module.state_dict().items()
-        }
+        weights = weights_of(module)
         for name, value in weights.items():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 problem = f"weights {name!r} are not finite after epoch {epoch + 1}; lower learning_rate"
@@ -108,6 +114,23 @@ def fit(
         progress = Progress(epoch + 1, weights, optimizer_state(optimizer, parameters), mean)
         after_epoch(progress)
     return progress
+
+
+def make_deterministic() -> None:
+    """Let this process choose deterministic kernels; to be called before CUDA is first used.
+
+    An operation that has none raises RuntimeError from then on.
+    """
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def seed_everything(seed: int) -> None:
+    """Seed all generators that user code is likely to draw from: Python's, NumPy's and torch's."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed % 2**63)
 
 
 def one_cycle(at: float, peak: float) -> float:

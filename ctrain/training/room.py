@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import ray
@@ -10,7 +11,10 @@ import ray
 from ctrain.records import RunRequest, RunStatus, to_json
 from ctrain.storage import open_root
 from ctrain.storage.code import code_uri
-from ctrain.training.run import RunActor, run_folder
+from ctrain.training.checkpoint import run_folder
+from ctrain.training.run import RunActor
+
+PREFIX = "run-"
 
 
 class RayTraining:
@@ -33,7 +37,7 @@ class RayTraining:
         actor: Any = (
             ray.remote(RunActor)
             .options(
-                name=f"run-{request.run_id}",
+                name=f"{PREFIX}{request.run_id}",
                 namespace=self._namespace,
                 lifetime="detached",
                 get_if_exists=True,
@@ -46,9 +50,11 @@ class RayTraining:
         self._pending[request.run_id] = actor.start.remote(to_json(request))
 
     def poll(self, run_id: str) -> RunStatus:
-        """Where the run stands."""
+        """Where the run stands. One that this process has not started is `failed` unless it lives."""
+        death = self._death(run_id)  # looked up before the result, which a run writes before it dies
+        if run_id not in self._requests:
+            return RunStatus(run_id, "failed" if death else "running", error=death)
         folder = run_folder(self._requests[run_id])
-        alive = self._alive(run_id)
         if (folder / "result.json").exists():
             result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             return RunStatus(
@@ -60,34 +66,43 @@ class RayTraining:
                 error=result["error"],
                 retryable=result.get("retryable", True),
             )
-        if not alive:
-            return RunStatus(run_id, "failed", error="the run's actor died without a result")
+        if death:
+            return RunStatus(run_id, "failed", error=death)
         progress = folder / "progress"
         text = progress.read_text(encoding="utf-8") if progress.exists() else "starting"
         return RunStatus(run_id, "running", progress=text)
 
     def release(self, run_id: str) -> None:
-        """End the run's actor; its results stay."""
+        """End the run's actor, whoever started it and whether or not it hangs; its results stay."""
         self._requests.pop(run_id, None)
         self._pending.pop(run_id, None)
         try:
-            ray.kill(ray.get_actor(f"run-{run_id}", namespace=self._namespace))
+            ray.kill(ray.get_actor(f"{PREFIX}{run_id}", namespace=self._namespace))
         except ValueError:
             return
 
-    def _alive(self, run_id: str) -> bool:
-        """Whether the actor still exists; looked up before its result is, which it writes first."""
+    def running(self, pipeline: str) -> list[str]:
+        """Ids of a pipeline's runs that have an actor, sorted: under way, or done and not yet released."""
+        # A run's id is <pipeline>-<number>-<attempt>, and a pipeline's name may itself hold hyphens.
+        name = re.compile(rf"{PREFIX}({re.escape(pipeline)}-\d+-\d+)")
+        actors = ray.util.list_named_actors(all_namespaces=True)
+        found = (name.fullmatch(actor["name"]) for actor in actors if actor["namespace"] == self._namespace)
+        return sorted(match[1] for match in found if match)
+
+    def _death(self, run_id: str) -> str:
+        """Why the run has no actor that lives; empty if it has."""
+        died = "the run's actor died without a result"
         pending = self._pending.get(run_id)
         if pending is not None:
             ready, _ = ray.wait([pending], timeout=0)
             if not ready:
-                return True
+                return ""
             try:
                 ray.get(ready[0])
-            except ray.exceptions.RayError:
-                return False
+            except ray.exceptions.RayError as error:
+                return f"{died}: {' '.join(str(error).split())[:300]}"
         try:
-            ray.get_actor(f"run-{run_id}", namespace=self._namespace)
+            ray.get_actor(f"{PREFIX}{run_id}", namespace=self._namespace)
         except ValueError:
-            return False
-        return True
+            return died
+        return ""

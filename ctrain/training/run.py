@@ -7,52 +7,70 @@ most one epoch, and the resumed run ends with the same bits.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
+from torch import nn
 
 import ctrain
-from ctrain.data.read import Dataset, Features
-from ctrain.errors import CtrainError, StorageError, TrainingError
-from ctrain.features import FeatureView, PartitionStatistics, columns_to_json, load_view
+from ctrain.errors import CtrainError, StorageError, TrainingError, UserCodeError
+from ctrain.features import FeatureView, columns_to_json
 from ctrain.models.build import build_module
 from ctrain.models.encoder import Encoder
+from ctrain.models.trial import try_out
 from ctrain.records import Json, ModelVersion, RunRequest, canonical, from_json, to_json
 from ctrain.registry import write_version
 from ctrain.spec import PipelineSpec, parse_spec
 from ctrain.storage import Root, open_root, write_atomically
-from ctrain.training.loop import Progress, fit
+from ctrain.storage.code import load_attribute
+from ctrain.training.checkpoint import (
+    SETS,
+    Done,
+    is_last,
+    newest_of_earlier_attempts,
+    read_checkpoint,
+    read_meta,
+    run_folder,
+    write_checkpoint,
+)
+from ctrain.training.guard import Guarded
+from ctrain.training.loop import Progress, fit, make_deterministic, seed_everything
+from ctrain.training.window import Window
 
-SETS = ("judged", "served")
+TRIAL_ROWS = 64
 
 
 class RunLostError(TrainingError):
     """Workers kept dying, whatever they were given; another attempt may succeed."""
 
 
-def run_folder(request: RunRequest) -> Path:
-    """Folder of a run's request, progress and result."""
-    return Root(Path(request.root)).pipeline(request.pipeline).runs / request.run_id
-
-
 def execute(request: RunRequest) -> ModelVersion:
-    """Train by Ray Train and register the version; needs a connection to Ray.
-
-    A run whose worker died goes on from its last checkpoint, `training.max_failures` times. A worker
-    that found rows, spec or user code unusable would find the same again: that ends the run.
+    """Train and register the version; needs a connection to Ray.
 
     Raises:
-        CtrainError: what a worker found unusable.
-        RunLostError: if the workers died too often.
+        CtrainError: what no attempt would find otherwise (`is_retryable` tells): rows, spec or user code
+            that cannot be used. The first worker that finds it ends the run.
+        RunLostError: if workers died more than `training.max_failures` times.
+        StorageError: if the version cannot be written.
+    """
+    return _register(request, parse_spec(request.spec), train(request))
+
+
+def train(request: RunRequest) -> Path:
+    """Train both sets of weights by Ray Train; gives the folder of the last checkpoint.
+
+    A run whose worker died goes on from its last checkpoint, `training.max_failures` times; a later
+    attempt of a run goes on from the last one of the attempts before it.
+
+    Raises:
+        CtrainError: as `execute`.
     """
     # The controller of Ray Train polls its workers this often; at its default, 2 s, reports queue.
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
@@ -60,12 +78,14 @@ def execute(request: RunRequest) -> ModelVersion:
     from ray.train.torch import TorchTrainer
 
     spec = parse_spec(request.spec)
-    folder = run_folder(request)
-    record = {**to_json(request), "environment": environment(spec.training.use_gpu)}
-    write_atomically(folder / "request.json", canonical(record).encode())
+    _write_record(request, {})
+    earlier = newest_of_earlier_attempts(request, environment(gpu=False))
+    if earlier is not None and is_last(meta := read_meta(earlier), spec.training.epochs):
+        _write_record(request, meta["environment"])
+        return earlier
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config=to_json(request),
+        train_loop_config={"request": to_json(request), "earlier": str(earlier or "")},
         scaling_config=ray.train.ScalingConfig(
             num_workers=spec.training.workers,
             use_gpu=spec.training.use_gpu,
@@ -73,7 +93,7 @@ def execute(request: RunRequest) -> ModelVersion:
         ),
         run_config=ray.train.RunConfig(
             name=request.run_id,
-            storage_path=str(folder),
+            storage_path=str(run_folder(request)),
             # Ray Train cannot tell a dead worker from rows that fail each time; `_fit` can.
             failure_config=ray.train.FailureConfig(max_failures=0),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
@@ -82,8 +102,7 @@ def execute(request: RunRequest) -> ModelVersion:
     result = _fit(trainer, request.run_id, spec.training.max_failures)
     if result.checkpoint is None:
         raise RunLostError(request.run_id, "Ray Train ended without a checkpoint")
-    with result.checkpoint.as_directory() as checkpoint:
-        return _register(request, spec, Path(checkpoint))
+    return Path(result.checkpoint.path)
 
 
 def _fit(trainer: Any, run_id: str, max_failures: int) -> Any:
@@ -110,24 +129,36 @@ def is_retryable(error: Exception) -> bool:
 
 
 def train_worker(config: Json) -> None:
-    """What each Ray Train worker runs: both sets of weights, from the last checkpoint if there is one."""
+    """What each Ray Train worker runs: both sets of weights, from the last checkpoint if there is one.
+
+    Args:
+        config: The `request`, and in `earlier` the checkpoint of an earlier attempt or nothing.
+    """
     import ray.train
     from ray.train.torch import get_device, prepare_model
 
     os.nice(10)  # serving shares the machine and must win
-    request = from_json(RunRequest, config)
+    make_deterministic()  # before CUDA is first used
+    request = from_json(RunRequest, config["request"])
     spec = parse_spec(request.spec)
+    model = to_json(spec.model)
+    distributed = spec.training.workers > 1 or spec.training.use_gpu
     torch.set_num_threads(max(1, int(spec.training.cpus_per_worker)))
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = get_device()
-    data = _Window(request, spec)
-    done = _read_checkpoint(ray.train.get_checkpoint())
+    window = Window(request, spec)
+    facts = _facts(spec, window)
+    if rank == 0:  # the environment of a worker, not that of the actor that waits for it
+        _write_record(request, facts["environment"])
+    done = _last_checkpoint(config["earlier"])
     for which in SETS[done.position :]:
-        encoder = data.encoder(which)
-        inputs, labels = data.tensors(which, encoder, rank, world)
-        torch.manual_seed(request.seed)
-        module = build_module(to_json(spec.model), encoder.inputs)
+        encoder = window.encoder(which)
+        inputs, labels = window.tensors(which, encoder, rank, world)
+        if which == SETS[done.position] and len(inputs):
+            _try_out(request, spec, window.view, encoder, inputs[:TRIAL_ROWS], device)
+        seed_everything(request.seed)
+        module = build_module(model, encoder.inputs)
         start = done.progress if done.position == SETS.index(which) else None
 
         def report(progress: Progress, which: str = which, encoder: Encoder = encoder) -> None:
@@ -136,11 +167,15 @@ def train_worker(config: Json) -> None:
                 ray.train.report(metrics)
                 return
             with tempfile.TemporaryDirectory() as folder:
-                _write_checkpoint(Path(folder), which, progress, encoder, data, done)
+                write_checkpoint(Path(folder), which, progress, encoder, done, facts)
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
                 ray.train.report(metrics, checkpoint=checkpoint)
             text = f"{which} {progress.epoch}/{spec.training.epochs} epochs, loss {progress.loss:.4f}"
             write_atomically(run_folder(request) / "progress", text.encode())
+
+        def wrap(module: nn.Module) -> nn.Module:
+            guarded = Guarded(module, model.get("factory", "tabular"))
+            return prepare_model(guarded) if distributed else guarded
 
         progress = fit(
             module,
@@ -152,126 +187,74 @@ def train_worker(config: Json) -> None:
             rank=rank,
             world=world,
             start=start,
-            wrap=lambda module: prepare_model(module) if world > 1 or spec.training.use_gpu else module,
+            wrap=wrap,
+            add_up=partial(_add_up, device) if world > 1 else lambda values: values,
             after_epoch=report,
         )
         done.finished[which] = (progress, encoder)
         done.position, done.progress = SETS.index(which) + 1, None
 
 
-class _Window:
-    """The window's partitions, as tensors."""
-
-    def __init__(self, request: RunRequest, spec: PipelineSpec) -> None:
-        self._request, self._spec = request, spec
-        root = Root(Path(request.root), open_root(request.root).store)
-        self.view: FeatureView = load_view(spec.features)
-        self.environment = environment(spec.training.use_gpu)
-        self._dataset = Dataset(root, request.pipeline, request.dataset_version)
-
-    def partitions(self, which: str) -> list[str]:
-        left_out = set(self._request.blocks) if which == "judged" else set()
-        return [name for name in self._request.partitions if name not in left_out]
-
-    def encoder(self, which: str) -> Encoder:
-        names = self.partitions(which)
-        if not names:
-            raise TrainingError(self._request.run_id, "no partition is left beside the judged blocks")
-        source, label = self._spec.source, self._spec.label
-        parts = [self._dataset.statistics(name, self.view, label.name, source.event_time) for name in names]
-        model = self._spec.model
-        return Encoder.fit(PartitionStatistics.merge(parts), model.bins, model.minimum_count)
-
-    def tensors(
-        self, which: str, encoder: Encoder, rank: int, world: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        source, label = self._spec.source, self._spec.label
-        parts = (
-            self._dataset.features(name, self.view, label.name, source.event_time)
-            for name in self.partitions(which)
-        )
-        return encode_share(self._request.run_id, parts, encoder, rank, world)
+def _write_record(request: RunRequest, environment: dict[str, str]) -> None:
+    """Write what the run can be repeated from."""
+    record = {**to_json(request), "environment": environment}
+    write_atomically(run_folder(request) / "request.json", canonical(record).encode())
 
 
-def encode_share(
-    run_id: str, parts: Iterable[Features], encoder: Encoder, rank: int, world: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Matrix and labels of one rank: of all rows, every `world`-th from `rank` on.
+def _last_checkpoint(earlier: str) -> Done:
+    """What this attempt had reached, else an earlier one, else nothing."""
+    import ray.train
 
-    Raises:
-        TrainingError: if all rows, this rank's and the others', have one label.
-    """
-    matrices, labels = [], []
-    rows = positives = 0
-    for part in parts:
-        mine = slice((rank - rows) % world, None, world)
-        matrices.append(encoder.encode({name: values[mine] for name, values in part.arrays.items()}))
-        labels.append(part.label[mine])
-        rows += len(part.label)
-        positives += int(part.label.sum())
-    if positives in (0, rows):
-        problem = f"all {rows} rows of the window have one label; two classes are needed"
-        raise TrainingError(run_id, problem)
-    equal = rows // world  # every rank takes the same number of steps
-    inputs = torch.from_numpy(np.concatenate(matrices)[:equal])
-    return inputs, torch.from_numpy(np.concatenate(labels)[:equal])
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            return read_checkpoint(Path(folder))
+    return read_checkpoint(Path(earlier)) if earlier else Done()
 
 
-class _Done:
-    """What an earlier attempt of the run has reached."""
-
-    def __init__(self) -> None:
-        self.position = 0
-        self.progress: Progress | None = None
-        self.finished: dict[str, tuple[Progress, Encoder]] = {}
-
-
-def _write_checkpoint(
-    folder: Path, which: str, progress: Progress, encoder: Encoder, data: _Window, done: _Done
+def _try_out(
+    request: RunRequest,
+    spec: PipelineSpec,
+    view: FeatureView,
+    encoder: Encoder,
+    rows_BW: torch.Tensor,
+    device: torch.device,
 ) -> None:
-    finished = {**done.finished, which: (progress, encoder)}
-    meta: Json = {"which": which, "sets": {}, "environment": data.environment}
-    for name, (state, fitted) in finished.items():
-        safetensors.torch.save_file(state.weights, folder / f"{name}.safetensors")
-        meta["sets"][name] = {"epoch": state.epoch, "loss": state.loss, "encoder": fitted.to_json()}
-    safetensors.torch.save_file(progress.optimizer, folder / "optimizer.safetensors")
-    (folder / "meta.json").write_text(canonical(meta), encoding="utf-8")
+    """See that a replica could serve what this run will give, by its own way to the user's code."""
+    root = Root(Path(request.root), open_root(request.root).store)
+    load = partial(load_attribute, root, request.code)
+    if load(spec.features).hash != view.hash:
+        problem = "is another view in the stored code than in the worker's folder"
+        raise UserCodeError(spec.features, problem, "Start the pipeline anew, so that its code is stored")
+    try_out(to_json(spec.model), encoder.inputs, rows_BW, load, device)
 
 
-def _read_checkpoint(checkpoint: Any) -> _Done:
-    done = _Done()
-    if checkpoint is None:
-        return done
-    with checkpoint.as_directory() as path:
-        folder = Path(path)
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        for name, entry in meta["sets"].items():
-            weights = safetensors.torch.load_file(folder / f"{name}.safetensors")
-            progress = Progress(entry["epoch"], weights, {}, entry["loss"])
-            if name == meta["which"]:
-                progress.optimizer = safetensors.torch.load_file(folder / "optimizer.safetensors")
-                done.progress, done.position = progress, SETS.index(name)
-            else:
-                done.finished[name] = (progress, Encoder.from_json(entry["encoder"]))
-    return done
+def _add_up(device: torch.device, values: torch.Tensor) -> torch.Tensor:
+    """Sum over ranks."""
+    total = values.to(device)
+    torch.distributed.all_reduce(total)
+    return total.cpu()
+
+
+def _facts(spec: PipelineSpec, window: Window) -> Json:
+    """What the version's manifest says of the worker, the view and the rows."""
+    return {
+        "environment": environment(spec.training.use_gpu),
+        "view_hash": window.view.hash,
+        "columns": columns_to_json(window.view.columns),
+        "rows": window.rows("served"),
+    }
 
 
 def _register(request: RunRequest, spec: PipelineSpec, checkpoint: Path) -> ModelVersion:
-    meta = json.loads((checkpoint / "meta.json").read_text(encoding="utf-8"))
-    root = Root(Path(request.root), open_root(request.root).store)
-    view = load_view(spec.features)
-    dataset = Dataset(root, request.pipeline, request.dataset_version)
-    rows = sum(
-        dataset.statistics(name, view, spec.label.name, spec.source.event_time).rows
-        for name in request.partitions
-    )
+    meta = read_meta(checkpoint)
     fields: Json = {
         "pipeline": request.pipeline,
         "run_id": request.run_id,
         "code": request.code,
         "features": spec.features,
-        "view_hash": view.hash,
-        "columns": columns_to_json(view.columns),
+        "view_hash": meta["view_hash"],
+        "columns": meta["columns"],
         "model": to_json(spec.model),
         "label": spec.label.name,
         "threshold": spec.evaluation.threshold,
@@ -281,7 +264,7 @@ def _register(request: RunRequest, spec: PipelineSpec, checkpoint: Path) -> Mode
         "seed": request.seed,
         "workers": spec.training.workers,
         "parent": request.parent,
-        "rows": rows,
+        "rows": meta["rows"],
         "spec_sha256": spec.sha256,
         "environment": meta["environment"],
         "metrics": {f"{name}_loss": float(meta["sets"][name]["loss"]) for name in SETS},
@@ -289,6 +272,7 @@ def _register(request: RunRequest, spec: PipelineSpec, checkpoint: Path) -> Mode
     judged, served = (
         ((checkpoint / f"{name}.safetensors").read_bytes(), meta["sets"][name]["encoder"]) for name in SETS
     )
+    root = Root(Path(request.root), open_root(request.root).store)
     return write_version(root, fields, judged, served)
 
 
@@ -302,8 +286,15 @@ def environment(gpu: bool) -> dict[str, str]:
         "torch": torch.__version__,
         "ray": ray.__version__,
         "numpy": np.__version__,
-        "device": torch.cuda.get_device_name() if gpu and torch.cuda.is_available() else platform.machine(),
+        "device": _device(gpu),
     }
+
+
+def _device(gpu: bool) -> str:
+    if gpu and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    # The kernels that are chosen, and so the last bits, follow the processor's vector instructions.
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 class RunActor:

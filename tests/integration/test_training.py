@@ -21,7 +21,7 @@ from ctrain.registry import read_version
 from ctrain.storage import Root
 from ctrain.storage.code import code_uri, store_code
 from ctrain.training import RayTraining, execute
-from ctrain.training.run import run_folder
+from ctrain.training.checkpoint import run_folder
 
 CODE = """
 import time

@@ -1,4 +1,5 @@
 import math
+import random
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from ctrain.data import Features
 from ctrain.errors import CtrainError, MissingArtifactError, TrainingError, UserCodeError
 from ctrain.models.encoder import Encoder
 from ctrain.spec.training import Training
+from ctrain.training.guard import Guarded, user_code
 from ctrain.training.loop import Progress, fit, one_cycle
-from ctrain.training.run import RunLostError, _fit, encode_share, is_retryable
+from ctrain.training.run import RunLostError, _fit, is_retryable
+from ctrain.training.window import encode_share
 
 ROWS, WIDTH = 70, 3
 TRAINING = Training(epochs=4, batch_size=16, learning_rate=0.01)
@@ -55,6 +58,45 @@ def test_a_resumed_fit_ends_with_the_bits_of_an_undisturbed_one(epoch: int) -> N
     assert same(resumed.weights, whole.weights)
     assert same(resumed.optimizer, whole.optimizer)
     assert resumed.loss == whole.loss
+
+
+class Noisy(nn.Module):
+    """Draws from every generator that a user may reach for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, 1)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        noise = random.gauss(0, 1) + np.random.normal() + torch.randn(())
+        return self.linear(inputs).squeeze(-1) + noise
+
+
+def test_what_a_network_draws_from_python_and_numpy_is_seeded_for_each_epoch() -> None:
+    def noisy() -> nn.Module:
+        torch.manual_seed(5)
+        return Noisy()
+
+    saved: list[Progress] = []
+    whole = run(module=noisy(), after_epoch=saved.append)
+    random.seed(99)
+    np.random.seed(99)
+    assert same(run(module=noisy()).weights, whole.weights)
+    assert same(run(module=noisy(), start=saved[1]).weights, whole.weights)
+
+
+def test_the_loss_is_the_mean_over_the_rows_of_all_ranks() -> None:
+    own: list[torch.Tensor] = []
+
+    def add_up(values: torch.Tensor) -> torch.Tensor:
+        own.append(values)
+        return values + torch.tensor([300.0, 100.0])  # another rank's 100 rows, of loss 3
+
+    alone, shared = run(), run(add_up=add_up)
+    rows = own[-1][1]
+    assert rows == 64  # whole batches of the 70 rows
+    assert shared.loss == pytest.approx((alone.loss * rows + 300) / (rows + 100))
+    assert len(own) == TRAINING.epochs
 
 
 def test_progress_is_a_copy_that_later_epochs_leave_alone() -> None:
@@ -169,6 +211,41 @@ def test_a_refusal_by_one_worker_ends_the_run_whatever_the_others_say() -> None:
     with pytest.raises(TrainingError, match="one label"):
         _fit(trainer, "r", 5)
     assert trainer.calls == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("seven"), KeyError("size"), RuntimeError("shape")])
+def test_what_user_code_raises_is_named_and_is_not_tried_again(error: Exception) -> None:
+    with pytest.raises(UserCodeError) as caught, user_code("shop:view", "on partition 2013-03-01"):
+        raise error
+    expected = f"shop:view: failed on partition 2013-03-01: {type(error).__name__}: {error}"
+    assert str(caught.value) == expected
+    assert not is_retryable(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("disk"), MemoryError(), MissingArtifactError("/a"), TrainingError("r", "no rows")]
+)
+def test_errors_of_the_machine_and_of_ctrain_pass_through_user_code(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, user_code("shop:view", "on partition 2013-03-01"):
+        raise error
+    assert caught.value is error
+
+
+def test_a_network_that_fails_in_training_is_named() -> None:
+    class Fails(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(()))
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            raise IndexError("index 7 is out of range")
+
+    with pytest.raises(UserCodeError, match="shop:net: failed in forward: IndexError: index 7 is out"):
+        run(module=Fails(), wrap=lambda module: Guarded(module, "shop:net"))
+
+
+def test_a_guarded_network_trains_to_the_same_bits() -> None:
+    assert same(run(wrap=lambda module: Guarded(module, "shop:net")).weights, run().weights)
 
 
 ENCODER = Encoder({"kind": ("a", "b")}, {"size": (0.0, 1.0)}, {"size": (-1.0, 1.0)})
