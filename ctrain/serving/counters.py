@@ -1,10 +1,15 @@
 """Counts of one replica incarnation: arms, pairs, latency, and the bounded queue of mirrored work.
 
 The unit of evidence is what the coin of the split falls for: the key. A key counts once as a request, once
-as an error and once as a slow answer of a rollout, so that one client with many failing requests is one
-witness, not many; requests without a key are each a draw of their own. All counts are cumulative; the
-controller sums them over replicas. The event loop writes arms, the mirror's one thread writes pairs; readers
-take a copy.
+as an error and once as a slow answer, so that one client with many failing requests is one witness, not
+many; requests without a key are each a draw of their own, counted apart.
+
+A larger split throws a new coin for a key that the champion answered at a smaller one: given that it fell
+above `known`, it falls below `split` with chance (split - known) / (1 - known), and under that chance it is
+counted, in whichever arm. A key that the challenger answered stays there and has nothing left to tell.
+
+All counts are cumulative. The event loop writes arms, the mirror's one thread writes pairs; readers take a
+copy.
 """
 
 from __future__ import annotations
@@ -14,15 +19,20 @@ import queue
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ctrain.records import ArmCounts, PairCounts
 from ctrain.serving.weights import FAILURES, Model
+from ctrain.telemetry.log import logger
 
+_log = logger("serving")
 _ROLLOUTS_KEPT = 4
-_KEYS_KEPT = 200_000
-"""Marks of keys a rollout; beyond them keys that are new are served and not counted."""
+_KEYS_KEPT = 50_000
+"""Keys remembered for each kind of event of a rollout."""
+
+ArmName = Literal["champion", "challenger"]
 
 
 @dataclass(slots=True)
@@ -35,23 +45,77 @@ class _Arm:
 @dataclass(slots=True)
 class _Pair:
     pairs: int = 0
-    flipped: int = 0
+    flipped: float = 0.0
     shift: float = 0.0
     distance: float = 0.0
     errors: int = 0
     shed: int = 0
 
 
-ArmName = Literal["champion", "challenger"]
+class Keys:
+    """What is known of the keys that showed one kind of event, in bounded memory.
+
+    When it is full, the half of the keys with an odd hash is left out from then on, next time a half of what
+    is left, and so on. Which half says nothing of a key's coin, so those that stay are still fair draws, and
+    a storm of errors that begins late still finds its witnesses. To count a key that was not remembered as
+    a draw of its own would not be sound: one client could then be a witness as often as it likes.
+
+    Args:
+        capacity: Keys kept.
+    """
+
+    def __init__(self, capacity: int = _KEYS_KEPT) -> None:
+        self._capacity = capacity
+        self._known: dict[int, float] = {}
+        self._left_out = 0
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def draw(self, key: int, split: float, arm: ArmName) -> float:
+        """Note that an event of this key was answered by an arm.
+
+        Args:
+            key: Hash of the key.
+            split: Share of the challenger in the key's first throw.
+            arm: Who answered.
+
+        Returns:
+            Chance that this draw had to fall to the challenger; 0 if it was none.
+        """
+        if key & self._left_out:
+            return 0.0
+        known = self._known.get(key, 0.0)
+        if split <= known:
+            return 0.0
+        self._known[key] = 1.0 if arm == "challenger" else split
+        if len(self._known) > self._capacity:
+            self._left_out = self._left_out << 1 | 1
+            self._known = {key: known for key, known in self._known.items() if not key & self._left_out}
+        return (split - known) / (1.0 - known)
+
+
+@dataclass(slots=True)
+class _Rollout:
+    arms: dict[tuple[float, ArmName, bool], _Arm] = field(default_factory=dict)
+    requests: Keys = field(default_factory=Keys)
+    errors: Keys = field(default_factory=Keys)
+    slow: Keys = field(default_factory=Keys)
+    pair: _Pair = field(default_factory=_Pair)
+
+    def arm(self, split: float, arm: ArmName, keyed: bool) -> _Arm:
+        counts = self.arms.get((split, arm, keyed))
+        if counts is None:
+            counts = self.arms[split, arm, keyed] = _Arm()
+        return counts
 
 
 class Counters:
     """Counts of the event loop and the mirror."""
 
     def __init__(self) -> None:
-        self._arms: dict[tuple[str, float, ArmName], _Arm] = {}
-        self._pairs: dict[str, _Pair] = {}
-        self._marks: dict[str, set[int]] = {}
+        self._rollouts: dict[str, _Rollout] = {}
+        self._lock = threading.Lock()
         self._times: deque[tuple[float, float]] = deque(maxlen=4096)
         self.answered = 0
         self.failed = 0
@@ -59,7 +123,7 @@ class Counters:
     def arm(
         self, rollout: str, split: float, arm: ArmName, error: bool, slow: bool, client: str | None = None
     ) -> None:
-        """Count one request of an arm; without a rollout nothing is counted.
+        """Count one request for which the coin of the split was thrown.
 
         Args:
             rollout: Its id.
@@ -69,26 +133,24 @@ class Counters:
             slow: Its time inside the model reached the document's threshold.
             client: The request's key; None is a draw of its own.
         """
-        if not rollout:
+        counts = self._of(rollout)
+        if client is None:
+            one = counts.arm(split, arm, False)
+            one.requests += 1
+            one.errors += error
+            one.slow += slow
             return
-        key = (rollout, split, arm)
-        counts = self._arms.get(key)
-        if counts is None:
-            counts = self._arms[key] = _Arm()
-            self._forget()
-        marks = self._marks.setdefault(rollout, set())
-        counts.requests += _first(marks, "request", client)
-        if error:
-            counts.errors += _first(marks, "error", client)
-        if slow:
-            counts.slow += _first(marks, "slow", client)
+        key = hash(client)
+        if chance := counts.requests.draw(key, split, arm):
+            counts.arm(chance, arm, True).requests += 1
+        if error and (chance := counts.errors.draw(key, split, arm)):
+            counts.arm(chance, arm, True).errors += 1
+        if slow and (chance := counts.slow.draw(key, split, arm)):
+            counts.arm(chance, arm, True).slow += 1
 
     def pair(self, rollout: str) -> _Pair:
         """Counts of mirrored requests of a rollout."""
-        counts = self._pairs.get(rollout)
-        if counts is None:
-            counts = self._pairs.setdefault(rollout, _Pair())
-        return counts
+        return self._of(rollout).pair
 
     def took(self, seconds: float) -> None:
         """Note the champion's time inside the model."""
@@ -97,15 +159,17 @@ class Counters:
     def arms(self) -> tuple[ArmCounts, ...]:
         """A copy of the arms' counts."""
         return tuple(
-            ArmCounts(rollout, split, arm, counts.requests, counts.errors, counts.slow)
-            for (rollout, split, arm), counts in list(self._arms.items())
+            ArmCounts(rollout, split, arm, one.requests, one.errors, one.slow, keyed)
+            for rollout, counts in list(self._rollouts.items())
+            for (split, arm, keyed), one in list(counts.arms.items())
         )
 
     def pairs(self) -> tuple[PairCounts, ...]:
         """A copy of the pairs' counts."""
         return tuple(
             PairCounts(rollout, p.pairs, p.flipped, p.shift, p.distance, p.errors, p.shed)
-            for rollout, p in list(self._pairs.items())
+            for rollout, p in [(name, counts.pair) for name, counts in list(self._rollouts.items())]
+            if p.pairs or p.errors or p.shed
         )
 
     def latency(self) -> dict[str, float]:
@@ -119,14 +183,14 @@ class Counters:
             name: times[round(share * last)] for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
         }
 
-    def _forget(self) -> None:
-        kept = list(dict.fromkeys(rollout for rollout, _, _ in self._arms))[-_ROLLOUTS_KEPT:]
-        for key in [key for key in self._arms if key[0] not in kept]:
-            del self._arms[key]
-        for rollout in [rollout for rollout in self._marks if rollout not in kept]:
-            del self._marks[rollout]
-        for rollout in [r for r in self._pairs if r not in kept and len(self._pairs) > _ROLLOUTS_KEPT]:
-            self._pairs.pop(rollout, None)
+    def _of(self, rollout: str) -> _Rollout:
+        counts = self._rollouts.get(rollout)
+        if counts is None:
+            with self._lock:
+                counts = self._rollouts.setdefault(rollout, _Rollout())
+                while len(self._rollouts) > _ROLLOUTS_KEPT:
+                    del self._rollouts[next(iter(self._rollouts))]
+        return counts
 
 
 class Mirror:
@@ -164,13 +228,22 @@ class Mirror:
             time.sleep(0.002)
 
     def close(self) -> None:
-        """End the thread."""
-        self._queue.put(None)
+        """End the thread, unless the challenger holds it up: it ends with the process then."""
+        with suppress(queue.Full):
+            self._queue.put(None, timeout=5)
         self._thread.join(timeout=5)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
 
     def _run(self) -> None:
         while (work := self._queue.get()) is not None:
-            self._compare(*work)
+            try:
+                self._compare(*work)
+            except FAILURES as error:  # the mirror outlives everything
+                _log.warning("mirrored request not compared: %s", type(error).__name__)
             self._queue.task_done()
 
     def _compare(
@@ -181,6 +254,7 @@ class Mirror:
         rows: list[dict[str, Any]],
         values: list[float],
     ) -> None:
+        """Count one request as one witness, whatever the number of its rows."""
         counts = self._counters.pair(rollout)
         try:
             others = challenger.predict(rows)
@@ -190,22 +264,12 @@ class Mirror:
         if not finite(others, len(rows)):
             counts.errors += 1
             return
-        for mine, other in zip(values, others, strict=True):
-            counts.flipped += (mine >= threshold) != (other >= challenger.threshold)
-            counts.shift += other - mine
-            counts.distance += abs(other - mine)
-        counts.pairs += len(rows)
-
-
-def _first(marks: set[int], kind: str, client: str | None) -> bool:
-    """Whether a key shows this kind of event for the first time."""
-    if client is None:
-        return True
-    mark = hash((kind, client))
-    if mark in marks or len(marks) >= _KEYS_KEPT:
-        return False
-    marks.add(mark)
-    return True
+        pairs = list(zip(values, others, strict=True))
+        flips = sum((mine >= threshold) != (other >= challenger.threshold) for mine, other in pairs)
+        counts.flipped += flips / len(rows)
+        counts.shift += sum(other - mine for mine, other in pairs) / len(rows)
+        counts.distance += sum(abs(other - mine) for mine, other in pairs) / len(rows)
+        counts.pairs += 1
 
 
 def finite(values: list[float], rows: int) -> bool:
