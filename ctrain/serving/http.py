@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import sqlite3
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic_core import to_json as json_bytes
@@ -17,7 +18,7 @@ from starlette.responses import Response
 from ctrain.errors import StorageError
 from ctrain.serving.ids import pipeline_of
 from ctrain.serving.labels import LabelStore
-from ctrain.serving.link import ControllerAwayError
+from ctrain.serving.link import Calls, ControllerAwayError, ControllerBusyError
 from ctrain.serving.schemas import (
     Problem,
     RefusedRequest,
@@ -31,6 +32,8 @@ from ctrain.storage import Root
 
 VERBS = ("retrain", "promote", "abort", "rollback", "pause", "resume")
 _LONGEST_KEY = 200
+_MOST_EVENTS = 10_000
+"""Events that one answer of `/why` holds."""
 
 
 def answer(status: int, body: dict[str, Any]) -> Response:
@@ -106,7 +109,14 @@ class Operator:
     """`POST /admin/<verb>`, and what the controller says of the pipeline."""
 
     def __init__(self, pipeline: str, root: Root, link: Any) -> None:
-        self._pipeline, self._root, self._link = pipeline, root, link
+        self._pipeline, self._root = pipeline, root
+        # apart, so that anybody's questions keep no operator's verb waiting
+        self._verbs, self._questions = Calls(link), Calls(link)
+
+    def close(self) -> None:
+        """Make no more calls."""
+        self._verbs.close()
+        self._questions.close()
 
     async def verb(self, verb: str, request: Request, limit: int) -> Response:
         """Check the operator, then forward the verb; it is idempotent by its key."""
@@ -122,28 +132,36 @@ class Operator:
             problem = Problem("Idempotency-Key", f"expected a header of 1 to {_LONGEST_KEY} characters")
             raise RefusedRequest(400, "the request has no usable idempotency key", (problem,))
         body = read_admin_request(await read_body(request, limit))
-        # a client that goes away must not stop a verb half way
-        call = asyncio.to_thread(self._link.call, "operate", self._pipeline, verb, key, body, timeout=5.0)
         try:
-            result = await asyncio.shield(asyncio.ensure_future(call))
+            # a client that goes away does not stop a verb half way
+            result = await self._verbs.call("operate", self._pipeline, verb, key, body, timeout=5.0)
         except ControllerAwayError:
             return unavailable("the controller does not answer now", 2)
         return answer(int(result.get("status", 200)), result)
 
     async def status(self) -> dict[str, Any]:
-        """The controller's status of the pipeline, or that it does not answer."""
+        """The controller's status of the pipeline, or that it does not answer.
+
+        Raises:
+            ControllerBusyError: if too many ask at once.
+        """
         try:
-            status: dict[str, Any] = await asyncio.to_thread(
-                self._link.call, "status", self._pipeline, timeout=1.0
-            )
+            status: dict[str, Any] = await self._questions.call("status", self._pipeline, timeout=1.0)
+        except ControllerBusyError:
+            raise
         except ControllerAwayError:
             return {"pipeline": self._pipeline, "controller": "does not answer"}
         return {"controller": "answers", **status}
 
-    async def why(self, version: str) -> Response:
-        """History of a version, or of the whole pipeline, from the controller's journal."""
+    async def why(self, asked: Mapping[str, str]) -> Response:
+        """History of a version, or of the whole pipeline, from the controller's journal.
+
+        Args:
+            asked: Parameters of the query: `version`, `limit` (of the newest events), `after` (a number of an
+                event: only those that came later).
+        """
         try:
-            events = await asyncio.to_thread(self._link.call, "why", self._pipeline, version, timeout=5.0)
+            events = await self._questions.call("why", self._pipeline, *_why(asked), timeout=5.0)
         except ControllerAwayError:
             return unavailable("the controller does not answer")
         return answer(200, {"events": events})
@@ -162,6 +180,20 @@ class Operator:
         return None
 
 
+def _why(asked: Mapping[str, str]) -> tuple[str, int, int]:
+    """Version, limit and number of the event to come after, from a query."""
+    problems, numbers = [], []
+    for name, default, least, most in (("limit", "200", 1, _MOST_EVENTS), ("after", "0", 0, 2**53)):
+        text = asked.get(name, default)
+        number = int(text) if text.isascii() and text.isdigit() and len(text) < 17 else -1
+        if not least <= number <= most:
+            problems.append(Problem(name, f"expected a whole number from {least} to {most}"))
+        numbers.append(number)
+    if problems:
+        raise RefusedRequest(422, "the request has wrong fields", tuple(problems))
+    return asked.get("version", "")[:_LONGEST_KEY], numbers[0], numbers[1]
+
+
 def openapi(pipeline: str, schema: RequestSchema | None) -> dict[str, Any]:
     """Description of the routes below `/<pipeline>`, in OpenAPI 3.1."""
     problem = {"description": "refused; `problems` names each field"}
@@ -172,14 +204,17 @@ def openapi(pipeline: str, schema: RequestSchema | None) -> dict[str, Any]:
         answers = {good: {"description": "done"}, "422": problem, "503": away}
         return {"post": {"summary": summary, "requestBody": {"content": content}, "responses": answers}}
 
-    def get(summary: str) -> dict[str, Any]:
-        return {"get": {"summary": summary, "responses": {"200": {"description": "done"}}}}
+    def get(summary: str, *parameters: str) -> dict[str, Any]:
+        named = [{"name": name, "in": "query", "schema": {"type": "string"}} for name in parameters]
+        responses = {"200": {"description": "done"}}
+        return {"get": {"summary": summary, "parameters": named, "responses": responses}}
 
     paths: dict[str, Any] = {
         "/predict": post("Predict one row or many", schema.json_schema() if schema else {"type": "object"}),
         "/labels": post("Deliver the truth", labels_schema(), "202"),
         "/health": get("Whether it answers"),
         "/status": get("Where the pipeline stands"),
+        "/why": get("What happened, and why", "version", "limit", "after"),
     }
     for verb in VERBS:
         route = post(f"Operator: {verb}", admin_schema())

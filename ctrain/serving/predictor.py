@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 import uuid
 from collections.abc import Callable
@@ -20,15 +21,15 @@ from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from ctrain.errors import CtrainError, ServingError
+from ctrain.errors import ServingError
 from ctrain.records import LiveDocument, ReplicaReport, Slot, from_json, to_json
 from ctrain.serving.counters import ArmName, Counters, Mirror, finite
 from ctrain.serving.http import LabelRoutes, Operator, answer, openapi, read_body, unavailable
 from ctrain.serving.ids import PredictionIds
 from ctrain.serving.labels import LabelStore
-from ctrain.serving.link import ControllerLink, Puller
+from ctrain.serving.link import ControllerBusyError, ControllerLink, Puller
 from ctrain.serving.prediction_log import Answer, PredictionLog
-from ctrain.serving.schemas import PredictRequest, RefusedRequest, RequestSchema
+from ctrain.serving.schemas import MOST_PROBLEMS, PredictRequest, Problem, RefusedRequest, RequestSchema
 from ctrain.serving.split import challenger_answers
 from ctrain.serving.weights import FAILURES, Live, Model, Weights
 from ctrain.storage import Root
@@ -39,6 +40,12 @@ _log = logger("serving")
 _ROWS_ON_LOOP = 64
 """Requests with more rows are scored in a thread, so that they do not hold up small ones."""
 
+_VERSIONS_REMEMBERED = 8
+"""Versions that were resident lately and whose columns a request may still hold."""
+
+_STARTED_AGAIN = 0.5
+"""Seconds between two tries to read the live document at start."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -48,6 +55,7 @@ class Limits:
     body_limit: int = 1_048_576
     flush: float = 1.0
     start_timeout: float = 60.0
+    """Seconds that a start waits for the live document and its champion."""
     horizon: float = 30 * 86400.0
     """Seconds after which a label is dropped as late."""
 
@@ -63,6 +71,10 @@ class Predictor:
         replica: Id of the replica; Serve's own by default.
         load: Loads a slot; the real loader by default.
         link: Line to the controller; the named actor by default.
+
+    Raises:
+        ServingError: if there is a live document whose champion is neither resident nor refused in time, so
+            that Serve counts a failed start and sends no requests here.
     """
 
     def __init__(
@@ -86,12 +98,18 @@ class Predictor:
         self._labels = LabelRoutes(pipeline, LabelStore(folder, self.limits.horizon))
         self._schema: RequestSchema | None = None
         self._schema_of: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self._lately: dict[str, dict[str, Any]] = {}
         self._in_flight = 0
         self._published: dict[str, int] = {}
         self._link = link or ControllerLink()
         self._operator = Operator(pipeline, root, self._link)
         self.weights = Weights(pipeline, root, load, self._prepare)
-        self._start_from_storage()
+        self._puller: Puller | None = None
+        try:
+            self._start_from_storage()
+        except ServingError:
+            self.close()
+            raise
         self._puller = Puller(self._exchange, self._take)
 
     # --- documents ---------------------------------------------------------------------------
@@ -127,25 +145,54 @@ class Predictor:
         )
 
     async def check_health(self) -> None:
-        """Serve's health check: the loader must live."""
-        if not self.weights.alive:
-            raise ServingError("the loader thread has ended; the replica must be replaced")
+        """Serve's health check: all threads must live."""
+        alive = {
+            "loader": self.weights.alive,
+            "mirror": self.mirror.alive,
+            "pull": self._puller is not None and self._puller.alive,
+            "log": self.log._thread.is_alive(),
+        }
+        ended = [name for name, lives in alive.items() if not lives]
+        if ended:
+            raise ServingError(f"ended threads: {', '.join(ended)}; the replica must be replaced")
 
     def close(self) -> None:
         """End all threads and flush the log."""
-        self._puller.close()
+        if self._puller is not None:
+            self._puller.close()
+        self._operator.close()
         self.mirror.close()
         self.weights.close()
         self.log.close()
 
     def _start_from_storage(self) -> None:
-        try:
-            document = self.root.read_live(self.pipeline)
-        except (CtrainError, OSError, ValueError) as error:
-            _log.warning("live document cannot be read: %s", error, extra={"pipeline": self.pipeline})
+        """Take the live document of storage, and wait for its champion."""
+        end = time.monotonic() + self.limits.start_timeout
+        document = self._stored(end)
+        if document is None or not self.weights.offer(document):
             return
-        if document is not None and self.weights.offer(document):
-            self.weights.wait(self.limits.start_timeout)
+        if not self.weights.wait(end - time.monotonic()):
+            assert document.champion is not None
+            raise ServingError(
+                f"pipeline {self.pipeline}: the weights of {document.champion.label} are not resident after "
+                f"{self.limits.start_timeout:.0f} s; the log says why. Check the root's storage"
+            )
+
+    def _stored(self, end: float) -> LiveDocument | None:
+        """The live document; storage that is away is asked again, a document nobody can read is none."""
+        while True:
+            try:
+                return self.root.read_live(self.pipeline)
+            except ValueError as error:
+                problem = type(error).__name__
+                _log.warning("live document is unreadable: %s", problem, extra={"pipeline": self.pipeline})
+                return None
+            except FAILURES as error:
+                if time.monotonic() >= end:
+                    problem = f"pipeline {self.pipeline}: the live document cannot be read: {error}"
+                    raise ServingError(problem) from error
+                _log.warning("live document not read yet: %s", error, extra={"pipeline": self.pipeline})
+            time.sleep(max(0.0, min(_STARTED_AGAIN, end - time.monotonic())))
 
     def _take(self, document: Any) -> None:
         try:
@@ -154,16 +201,25 @@ class Predictor:
             _log.warning("document ignored: %s", type(error).__name__, extra={"pipeline": self.pipeline})
 
     def _prepare(self, live: Live) -> None:
-        """Build the request schema of a new champion before it answers."""
+        """Build the request schema of a new champion before it answers.
+
+        Columns of versions that are or lately were resident stay allowed: a client that sends old and new
+        fields is not refused because a rollout ended.
+        """
         if live.champion is None:
             return
-        also: dict[str, Any] = {}
-        for model in (live.challenger, live.previous):
-            also |= model.columns if model is not None else {}
+        lately = dict(self._lately)
+        for model in (live.previous, live.challenger, live.champion):
+            if model is not None:
+                lately.pop(model.version, None)
+                lately[model.version] = model.columns
+        lately = dict(list(lately.items())[-_VERSIONS_REMEMBERED:])
+        also = {name: column for columns in lately.values() for name, column in columns.items()}
         also = {name: column for name, column in also.items() if name not in live.champion.columns}
         if self._schema_of != (live.champion.columns, also):  # making one takes milliseconds
             self._schema = RequestSchema(live.champion.columns, also)
             self._schema_of = (live.champion.columns, also)
+        self._lately = lately
 
     def _exchange(self) -> Any:
         report = self.report()
@@ -200,6 +256,9 @@ class Predictor:
             return answer(refused.status, refused.body())
         except ClientDisconnect:
             return answer(400, {"error": "the client went away", "problems": []})
+        except FAILURES as error:  # nobody foresaw it; its words may hold what was sent
+            _log.error("request failed: %s", type(error).__name__, extra={"pipeline": self.pipeline})
+            response = answer(500, {"error": "the replica failed on this request", "problems": []})
         finally:
             self._in_flight -= 1
         if response.status_code >= 500:
@@ -218,7 +277,7 @@ class Predictor:
         if path.startswith("/admin/"):
             return await self._operator.verb(path.removeprefix("/admin/"), request, self.limits.body_limit)
         if path == "/why" and request.method == "GET":
-            return await self._operator.why(request.query_params.get("version", ""))
+            return await self._operator.why(request.query_params)
         page = {"/health": self._health, "/status": self._status, "/openapi.json": self._openapi}.get(path)
         if page is None:
             return answer(404, {"error": f"{self.pipeline} has no such path", "problems": []})
@@ -231,41 +290,43 @@ class Predictor:
         if live.champion is None or schema is None:
             return unavailable("no champion yet")
         asked = schema.read(body)
-        document = live.document
+        document, split = live.document, live.document.split
         arm: ArmName = "champion"
         values: list[float] | None = None
         seconds = 0.0
         model = live.champion
-        drawn = live.challenger is not None and bool(document.rollout)
-        if drawn and challenger_answers(document.rollout, asked.key, document.split):
+        in_rollout = live.challenger is not None and bool(document.rollout)
+        fell_back = False
+        if in_rollout and challenger_answers(document.rollout, asked.key, split):
             assert live.challenger is not None
             values, seconds = await _score(live.challenger, asked.rows)
-            self._count(document, "challenger", values, seconds, asked.key)
-            if values is not None:
+            fell_back = not _good(values, asked)
+            self._count(document, "challenger", fell_back, seconds, asked.key)
+            if not fell_back:
                 arm, model = "challenger", live.challenger
-        if values is None:
-            fell_back = drawn and seconds > 0
+        if arm == "champion":
             values, seconds = await _score(live.champion, asked.rows)
-            if not fell_back:  # an answer in the challenger's place is no draw of the champion's arm
-                self._count(document, "champion", values, seconds, asked.key)
-            if values is None:
-                return answer(500, {"error": "the model could not score this request", "problems": []})
+            good = _good(values, asked)
+            # An answer in the challenger's place is no draw of the champion's arm, and where every request
+            # is the champion's no coin was thrown.
+            if in_rollout and split > 0.0 and not fell_back:
+                self._count(document, "champion", not good, seconds, asked.key)
+            if not good:
+                return _no_answer(values, asked)
             self.counters.took(seconds)
-            if document.mirror and live.challenger is not None and not fell_back:
+            if document.mirror and in_rollout and not fell_back:
+                assert live.challenger is not None
+                assert values is not None
                 self.mirror.offer(document.rollout, live.champion, live.challenger, asked.rows, values)
+        assert values is not None
         self.counters.answered += 1
         return self._answer(live, asked, model, arm, values, seconds)
 
     def _count(
-        self,
-        document: LiveDocument,
-        arm: ArmName,
-        values: list[float] | None,
-        seconds: float,
-        client: str | None,
+        self, document: LiveDocument, arm: ArmName, failed: bool, seconds: float, client: str | None
     ) -> None:
         slow = 0.0 < document.slow_s <= seconds
-        self.counters.arm(document.rollout, document.split, arm, values is None, slow, client or None)
+        self.counters.arm(document.rollout, document.split, arm, failed, slow, client or None)
 
     def _answer(
         self,
@@ -313,14 +374,18 @@ class Predictor:
 
     async def _status(self) -> Response:
         own = {"live": to_json(self.weights.now.document), "replica": to_json(self.report())}
-        return answer(200, {**await self._operator.status(), **own})
+        try:
+            status = await self._operator.status()
+        except ControllerBusyError:
+            return unavailable("too many ask for the status at once")
+        return answer(200, {**status, **own})
 
     async def _openapi(self) -> Response:
         return answer(200, openapi(self.pipeline, self._schema))
 
 
 async def _score(model: Model, rows: list[dict[str, Any]]) -> tuple[list[float] | None, float]:
-    """Probabilities, None if the model raised or was not finite; and the seconds inside the model."""
+    """What the model gave, None if it raised; and the seconds inside the model."""
     start = time.perf_counter()
     try:
         if len(rows) <= _ROWS_ON_LOOP:
@@ -330,7 +395,29 @@ async def _score(model: Model, rows: list[dict[str, Any]]) -> tuple[list[float] 
     except FAILURES as error:
         _log.warning("model raised %s", type(error).__name__, extra={"version": model.version})
         return None, time.perf_counter() - start
-    return (values if finite(values, len(rows)) else None), time.perf_counter() - start
+    return values, time.perf_counter() - start
+
+
+def _good(values: list[float] | None, asked: PredictRequest) -> bool:
+    return values is not None and finite(values, len(asked.rows))
+
+
+def _no_answer(values: list[float] | None, asked: PredictRequest) -> Response:
+    """Say why the champion's values are no answer.
+
+    Weights are finite and warmed up, so a number that is not comes from the values that were sent: sending
+    them again would not help.
+    """
+    if values is None or len(values) != len(asked.rows):
+        return answer(500, {"error": "the model could not score this request", "problems": []})
+    problems = tuple(
+        Problem(
+            f"rows.{at}" if asked.many else "features", "the model gives no finite number for these values"
+        )
+        for at, value in enumerate(values)
+        if not math.isfinite(value)
+    )
+    raise RefusedRequest(422, "the request has wrong fields", problems[:MOST_PROBLEMS])
 
 
 def _wrong_method(right: str) -> Response:

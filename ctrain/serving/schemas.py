@@ -7,7 +7,8 @@ field is 422. Everything is strict: no text becomes a number, NaN and infinity a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple, NotRequired
@@ -54,7 +55,10 @@ class PredictRequest:
 
 
 def _naive(value: datetime) -> datetime:
-    return value if value.tzinfo is None else value.astimezone(UTC).replace(tzinfo=None)
+    try:
+        return value if value.tzinfo is None else value.astimezone(UTC).replace(tzinfo=None)
+    except OverflowError:
+        raise ValueError("is outside the years 1 to 9999 in UTC") from None
 
 
 def _one_of(allowed: Iterable[str]) -> AfterValidator:
@@ -68,6 +72,12 @@ def _one_of(allowed: Iterable[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _binary(value: float) -> float:
+    if value not in (0.0, 1.0):
+        raise ValueError("expected 0 or 1")
+    return value
+
+
 def _flag(value: bool | int) -> bool:
     if value not in (0, 1):
         raise ValueError("expected true or false")
@@ -79,9 +89,12 @@ def _column_type(column: Mapping[str, Any]) -> Any:
     kind = column["kind"]
     result: Any
     if kind == "category":
-        result = Annotated[str, Field(max_length=_LONGEST_TEXT)]
+        # no text is a missing value, as in the contract and in feature views
+        least = 0 if column.get("nullable") else 1
+        result = Annotated[str, Field(min_length=least, max_length=_LONGEST_TEXT)]
         if column.get("allowed") is not None:
-            result = Annotated[result, _one_of(column["allowed"])]
+            missing = ("",) if column.get("nullable") else ()
+            result = Annotated[result, _one_of((*column["allowed"], *missing))]
     elif kind == "number":
         result = Annotated[float, Field(ge=column.get("minimum"), le=column.get("maximum"))]
     elif kind == "timestamp":
@@ -149,7 +162,7 @@ class RequestSchema:
 class _Label(TypedDict):
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     prediction_id: Annotated[str, Field(min_length=1, max_length=256)]
-    value: Annotated[float, Field(ge=0, le=1)]
+    value: Annotated[float, AfterValidator(_binary), Field(json_schema_extra={"enum": [0, 1]})]
 
 
 class _Labels(TypedDict):
@@ -183,9 +196,25 @@ def read_label_request(body: bytes) -> list[tuple[str, float]]:
 def read_admin_request(body: bytes) -> dict[str, Any]:
     """Body of an operator's verb; `reason` is required."""
     data: dict[str, Any] = _validate(_ADMIN, body)
+    problems = [Problem(field, "is not a finite number") for field in _not_finite("overrides", data)]
     if not data["reason"].strip():
-        raise RefusedRequest(422, "the request has wrong fields", (Problem("reason", "is empty"),))
+        problems.append(Problem("reason", "is empty"))
+    if problems:
+        raise RefusedRequest(422, "the request has wrong fields", tuple(problems[:MOST_PROBLEMS]))
     return data
+
+
+def _not_finite(name: str, inside: Mapping[str, Any]) -> Iterator[str]:
+    """Paths of the numbers below a field that are not finite."""
+    waiting = [(name, inside.get(name))]
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(f"{path}.{key[:100]}", part) for key, part in value.items()]
+        elif isinstance(value, list):
+            waiting += [(f"{path}.{at}", part) for at, part in enumerate(value)]
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield path
 
 
 def admin_schema() -> dict[str, Any]:
@@ -231,6 +260,7 @@ _PLAIN = {
     "missing": "is required",
     "finite_number": "is not a finite number",
     "dict_type": "expected an object",
+    "string_too_short": "is empty",
 }
 
 

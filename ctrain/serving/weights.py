@@ -1,8 +1,9 @@
 """Weights of one replica: loaded, verified and warmed beside the live ones, then one reference changes.
 
 Takes live documents; the highest (epoch, generation) wins. Gives `now`, the state that one request reads
-once. Refuses weights whose hash is not the registry's, that are not finite, whose shapes do not fit or
-that fail their warm-up: those are recorded in `refused` and what serves keeps serving.
+once. Refuses weights whose hash is not the registry's, that are not finite, whose shapes or columns do not
+fit or that fail their warm-up: those are recorded in `refused` and what serves keeps serving. Storage that
+is away refuses nothing: the weights are simply not resident yet, and are asked for again.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ctrain.errors import CorruptArtifactError, WeightsError
+from pydantic import ValidationError
+
+from ctrain.errors import CorruptArtifactError, StorageError, UserCodeError, WeightsError
 from ctrain.records import LiveDocument, Slot, WeightSet
 from ctrain.storage import Root
 from ctrain.telemetry.log import logger
@@ -26,6 +29,12 @@ _log = logger("serving")
 
 FAILURES = (Exception,)
 """What user code and loading may raise: anything. The replica lives on and the champion answers."""
+
+REFUSALS = (WeightsError, CorruptArtifactError, UserCodeError, ValidationError)
+"""What says that weights must not serve, however often they are read; anything else is tried again."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+"""Seconds between two tries to load what is not refused, doubled each time."""
 
 
 class Model(Protocol):
@@ -60,7 +69,9 @@ class Weights:
         pipeline: Name of the pipeline.
         root: Where live documents and models lie.
         load: Loads and verifies one slot; `load_model` outside of tests.
-        changed: Called after each change of `now`, e.g. to build request schemas.
+        changed: Called before each change of `now`, e.g. to build request schemas; raises if the version
+            loaded last cannot serve.
+        pause: Seconds until the first new try; for tests.
     """
 
     def __init__(
@@ -69,8 +80,9 @@ class Weights:
         root: Root,
         load: Callable[[Root, Slot], Model] | None = None,
         changed: Callable[[Live], None] = lambda live: None,
+        pause: float = _FIRST_PAUSE,
     ) -> None:
-        self._pipeline, self._root = pipeline, root
+        self._pipeline, self._root, self._pause = pipeline, root, pause
         self._load = load or load_model
         self._changed = changed
         self._lock = threading.RLock()
@@ -115,22 +127,24 @@ class Weights:
                 return False
             self.wanted = document
             self._refused.clear()
-            self._apply()
+            try:
+                self._apply()
+            except FAILURES as error:  # the champion's columns make the schema
+                self._refuse(document.champion, error)
         self._wake.set()
         return True
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the wanted champion; False if it was refused or the time is over."""
+        """Wait until the wanted champion is resident or refused; False if the time is over."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        while True:
             with self._lock:
                 slot = self.wanted.champion
-                if slot is None or _id(slot) in self._models:
-                    return slot is not None
-                if _id(slot) in self._refused:
-                    return False
+                if slot is None or _id(slot) in self._models or _id(slot) in self._refused:
+                    return True
+            if time.monotonic() >= end:
+                return False
             time.sleep(0.01)
-        return False
 
     def close(self) -> None:
         """End the thread."""
@@ -139,14 +153,32 @@ class Weights:
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
+        pause: float | None = None  # nothing to try again: wait for a document
         while True:
-            self._wake.wait()
+            asked = self._wake.wait(pause)
             self._wake.clear()
             if self._stop:
                 return
-            self._prefer_storage()
-            while (slot := self._missing()) is not None and not self._stop:
-                self._fetch(slot)
+            try:
+                complete = self._load_missing()
+            except FAILURES:  # the loader outlives everything
+                _log.exception("the loader failed", extra={"pipeline": self._pipeline})
+                complete = False
+            if complete:
+                pause = None
+            elif asked or pause is None:
+                pause = self._pause
+            else:
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _load_missing(self) -> bool:
+        """Try each missing slot once; whether none is missing now."""
+        self._prefer_storage()
+        tried: set[tuple[str, str]] = set()
+        while not self._stop and (slot := self._missing(tried)) is not None:
+            tried.add(_id(slot))
+            self._fetch(slot)
+        return self._missing() is None
 
     def _prefer_storage(self) -> None:
         """An operator's document (epoch 0) counts only where no live document exists."""
@@ -157,25 +189,38 @@ class Weights:
             if stored is not None:
                 self.offer(stored)
 
-    def _missing(self) -> Slot | None:
+    def _missing(self, tried: Collection[tuple[str, str]] = ()) -> Slot | None:
         with self._lock:
             for slot in self.wanted.slots.values():
-                if _id(slot) not in self._models and _id(slot) not in self._refused:
+                if not any(_id(slot) in done for done in (self._models, self._refused, tried)):
                     return slot
             return None
 
     def _fetch(self, slot: Slot) -> None:
         try:
             model = self._load(self._root, slot)
-        except FAILURES as error:
-            reason = f"{type(error).__name__}: {error}"[:500]
-            _log.warning("refused: %s", reason, extra={"pipeline": self._pipeline, "version": slot.version})
+        except REFUSALS as error:
             with self._lock:
-                self._refused[_id(slot)] = reason
+                self._refuse(slot, error)
+            return
+        except FAILURES as error:
+            text = "not loaded, tried again: %s"
+            _log.warning(text, _words(error), extra={"pipeline": self._pipeline, "version": slot.version})
             return
         with self._lock:
             self._models[_id(slot)] = model
-            self._apply()
+            try:
+                self._apply()
+            except FAILURES as error:  # without it all was well
+                self._refuse(slot, error)
+
+    def _refuse(self, slot: Slot | None, error: Exception) -> None:
+        """Leave a version out until a newer document comes. Lock held."""
+        version = slot.version if slot is not None else ""
+        _log.warning("refused: %s", _words(error), extra={"pipeline": self._pipeline, "version": version})
+        if slot is not None:
+            self._models.pop(_id(slot), None)
+            self._refused[_id(slot)] = _words(error)
 
     def _apply(self) -> None:
         """Change `now` to the wanted document as far as its weights are resident. Lock held."""
@@ -193,6 +238,10 @@ class Weights:
 
 def _id(slot: Slot) -> tuple[str, str]:
     return (slot.version, slot.sha256)
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
 
 
 # --- the real models -----------------------------------------------------------------------------
@@ -231,8 +280,10 @@ def load_model(root: Root, slot: Slot) -> Model:
     """Load the served weights of a slot: hash, finite, shapes, warm-up.
 
     Raises:
-        WeightsError: if the manifest names other weights, or they cannot serve.
+        WeightsError: if the manifest names other weights, or they cannot serve; also whatever user code
+            raises.
         CorruptArtifactError: if the bytes are not those of the hash.
+        StorageError, OSError: if storage cannot be read now.
     """
     from ctrain.models.loading import assemble
     from ctrain.registry.versions import read_version
@@ -243,12 +294,24 @@ def load_model(root: Root, slot: Slot) -> Model:
             slot.version, f"the registry holds {version.served.sha256[:12]}, asked for {slot.sha256[:12]}"
         )
     tensors = _at_low_priority(lambda: _verified_tensors(root, version.id, version.served))
-    model = TorchModel(assemble(root, version, "served", tensors), slot.sha256)
-    for _ in range(3):
-        values = model.predict([example_row(version.columns)])
-    if len(values) != 1 or not all(map(math.isfinite, values)):
-        raise WeightsError(slot.version, "the warm-up gave no finite number")
+    with _blamed_on(version.id):
+        model = TorchModel(assemble(root, version, "served", tensors), slot.sha256)
+        for _ in range(3):
+            values = model.predict([example_row(version.columns)])
+        if len(values) != 1 or not all(map(math.isfinite, values)):
+            raise WeightsError(slot.version, "the warm-up gave no finite number")
     return model
+
+
+@contextmanager
+def _blamed_on(version: str) -> Iterator[None]:
+    """Make what user code raises a refusal of its version; storage and memory may be better next time."""
+    try:
+        yield
+    except (*REFUSALS, StorageError, OSError, MemoryError):
+        raise
+    except FAILURES as error:
+        raise WeightsError(version, _words(error)) from error
 
 
 def example_row(columns: dict[str, Any]) -> dict[str, Any]:
@@ -273,6 +336,7 @@ def example_row(columns: dict[str, Any]) -> dict[str, Any]:
 def _verified_tensors(root: Root, version: str, weights: WeightSet) -> dict[str, Any]:
     """Read, hash and check the weights in pieces that leave the interpreter to the event loop."""
     import safetensors.torch
+    from safetensors import SafetensorError
 
     from ctrain.models.loading import check_finite
 
@@ -286,7 +350,10 @@ def _verified_tensors(root: Root, version: str, weights: WeightSet) -> dict[str,
             break
     if digest.hexdigest() != weights.sha256:
         raise CorruptArtifactError(root.models.path(name), weights.sha256, digest.hexdigest())
-    tensors: dict[str, Any] = safetensors.torch.load(b"".join(pieces))
+    try:
+        tensors: dict[str, Any] = safetensors.torch.load(b"".join(pieces))
+    except SafetensorError as error:
+        raise WeightsError(version, f"unreadable weights: {error}") from None
     check_finite(version, tensors)
     return tensors
 

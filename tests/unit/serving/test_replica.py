@@ -296,5 +296,6 @@ def test_one_key_is_one_witness_however_many_requests_it_sends():
         counters.arm("r", 0.1, "challenger", True, True, "one client")
     for _ in range(3):
         counters.arm("r", 0.1, "challenger", True, False, None)
-    (counts,) = counters.arms()
-    assert (counts.requests, counts.errors, counts.slow) == (4, 4, 1)
+    keyed, keyless = counters.arms()
+    assert (keyed.keyed, keyed.requests, keyed.errors, keyed.slow) == (True, 1, 1, 1)
+    assert (keyless.keyed, keyless.requests, keyless.errors, keyless.slow) == (False, 3, 3, 0)
