@@ -1,7 +1,8 @@
 """`ctrain ...`: every verb of a pipeline.
 
-Readings and operators' verbs go over HTTP by the client; check, start, stop, ingest, backfill, evaluate
-and audit run as a driver of the Ray cluster. Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
+Readings and operators' verbs go over HTTP by the client; check, start, stop, ingest, backfill, evaluate,
+reproduce and audit run as a driver of the Ray cluster. Exit codes: 0 done, 1 refused or failed,
+2 wrong usage.
 """
 
 from __future__ import annotations
@@ -135,6 +136,20 @@ def evaluate(
 
     name = _pipeline(pipeline)
     _drive(as_json, lambda say: driver.evaluate(name, version, against, root or None, say))
+
+
+@app.command()
+def reproduce(
+    pipeline: Pipeline = "",
+    version: Annotated[str, typer.Option(help="Id or label; the champion by default.")] = "",
+    root: RootPath = "",
+    as_json: Json = False,
+) -> None:
+    """Repeat a version's run and compare the weights bit for bit."""
+    from ctrain.controller import driver
+
+    name = _pipeline(pipeline)
+    _drive(as_json, lambda say: driver.reproduce(name, version, root or None, say))
 
 
 @app.command()

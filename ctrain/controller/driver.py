@@ -275,10 +275,7 @@ def evaluate(
 
     place = open_root(root)
     state = _state(place, pipeline)
-    if not state.versions:
-        raise CtrainError(f"{pipeline}: no model version is registered yet; run: ctrain retrain")
-    newest = max(state.versions.values(), key=lambda fact: fact.at).id
-    candidate = _version_id(state, version) if version else newest
+    candidate = _version_id(state, version) if version else _newest(state)
     if against is None:
         champion = state.previous if candidate == state.champion else state.champion
     else:
@@ -299,7 +296,46 @@ def evaluate(
     return answer
 
 
-# --- the cluster ---
+def reproduce(pipeline: str, version: str = "", root: str | None = None, say: Say = print) -> Json:
+    """Repeat the run of a version and compare its weights bit for bit; nothing changes by it.
+
+    Args:
+        pipeline: Name of the pipeline.
+        version: Id or label; the champion by default, or the newest where none serves.
+        root: Where everything is kept.
+        say: Takes lines of progress.
+
+    Raises:
+        CtrainError: if the weights are not the same.
+        MissingArtifactError: if the version, its code or its run's record is not there.
+    """
+    from ctrain.training.reproduce import reproduce as repeat
+
+    place = open_root(root)
+    state = _state(place, pipeline)
+    wanted = _version_id(state, version) if version else state.champion or _newest(state)
+    attach()
+    say(f"{pipeline}  {_label(state, wanted)}: its run is repeated, which takes as long as it took")
+    done = repeat(place, wanted)
+    for name, digest in done.expected.items():
+        again = done.found.get(name, "nothing")
+        say(f"  {name:<8} was {digest}")
+        say(f"  {'':<8} is  {again}  {'the same' if again == digest else 'differs'}")
+    for name, change in done.changed.items():
+        say(f"  {name:<8} {change}")
+    if not done.same:
+        why_not = ", ".join(f"{name} {change}" for name, change in done.changed.items())
+        raise CtrainError(
+            f"{pipeline}: the repeated run of {_label(state, wanted)} gave other weights"
+            + (f"; since then changed: {why_not}" if why_not else ", and nothing that is recorded changed")
+        )
+    return {
+        "pipeline": pipeline,
+        "version": wanted,
+        "same": True,
+        "sha256": done.found,
+        "changed": done.changed,
+    }
 
 
 def _follow(pipeline: str, after: int, seconds: float) -> Iterator[Json]:
@@ -369,6 +405,14 @@ def _version_id(state: State, name: str) -> str:
             return fact.id
     known = ", ".join(fact.label for fact in state.versions.values())
     raise CtrainError(f"no model version {name!r}; there are {known}")
+
+
+def _newest(state: State) -> str:
+    if not state.versions:
+        raise CtrainError(
+            f"{state.spec['pipeline']}: no model version is registered yet; run: ctrain retrain"
+        )
+    return max(state.versions.values(), key=lambda fact: fact.at).id
 
 
 def _key() -> str:
