@@ -132,7 +132,8 @@ def _earlier(request: RunRequest, environment: Mapping[str, str]) -> Iterator[Pa
         folder = run_folder(request, run_id)
         if _asked_for(folder) != _essence(to_json(request)):
             continue
-        for checkpoint in (folder / run_id).glob("checkpoint_*"):
+        for meta in (folder / run_id).glob(f"checkpoint_*/{META}"):  # as Ray Train names them
+            checkpoint = meta.parent
             try:
                 ran = read_meta(checkpoint)["environment"]
             except (MissingArtifactError, CorruptArtifactError):

@@ -1,9 +1,11 @@
 import datetime as dt
 import json
 import os
+import shutil
 import signal
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -22,6 +24,7 @@ from ctrain.storage import Root
 from ctrain.storage.code import code_uri, store_code
 from ctrain.training import RayTraining, execute
 from ctrain.training.checkpoint import run_folder
+from ctrain.training.reproduce import reproduce
 
 CODE = """
 import time
@@ -43,6 +46,16 @@ def net(inputs, pause=0.0):
     network = Slow(inputs, (8,), 0.1)
     network.pause = pause
     return network
+
+@feature_view(size=Column.number(nullable=True))
+def broken_view(rows):
+    return {"size": rows["weight"]}
+
+def squeezed(inputs):
+    class Squeezed(Slow):
+        def forward(self, inputs):
+            return super().forward(inputs).squeeze()
+    return Squeezed(inputs)
 """
 DAYS = ("2013-03-01", "2013-03-02", "2013-03-03")
 ROWS = 101
@@ -58,12 +71,19 @@ class Shop:
     source: dict
 
     def request(
-        self, run_id: str, days: tuple[str, ...] = DAYS[:2], workers: int = 1, pause: float = 0.0
+        self,
+        run_id: str,
+        days: tuple[str, ...] = DAYS[:2],
+        workers: int = 1,
+        pause: float = 0.0,
+        features: str = "shop:view",
+        factory: str = "shop:net",
     ) -> RunRequest:
         """Two epochs; `pause` seconds a step make them slow and change no weight."""
-        model = {"type": "module", "factory": "shop:net", "minimum_count": 1, "arguments": {"pause": pause}}
+        model = {"type": "module", "factory": factory, "minimum_count": 1}
+        model["arguments"] = {"pause": pause} if pause else {}
         settings = {"epochs": 2, "batch_size": 32, "workers": workers}
-        wanted = spec(source=self.source, features="shop:view", model=model, training=settings)
+        wanted = spec(source=self.source, features=features, model=model, training=settings)
         blocks = days[-1:] if len(days) > 1 else ()
         root = str(self.root.path)
         return RunRequest(run_id, "p", root, wanted.to_json(), self.code, 3, days, blocks, seed=3)
@@ -113,9 +133,15 @@ def until(done, seconds=40.0):
     pytest.fail(f"not within {seconds} s")
 
 
-def test_a_run_gives_a_version_that_scores(shop: Shop) -> None:
-    request = shop.request("one")
-    version = shop.run(request)
+@pytest.fixture(scope="module")
+def first(shop: Shop) -> tuple[RunRequest, ModelVersion]:
+    """A run that nothing disturbed."""
+    request = shop.request("p-00001-1")
+    return request, shop.run(request)
+
+
+def test_a_run_gives_a_version_that_scores(shop: Shop, first) -> None:
+    request, version = first
     assert version == read_version(shop.root, version.id)
     assert version.rows == 2 * ROWS
     assert version.judged.sha256 != version.served.sha256
@@ -124,6 +150,35 @@ def test_a_run_gives_a_version_that_scores(shop: Shop) -> None:
     assert record["seed"] == 3
     rows = {"kind": np.array(["a", "never seen"]), "size": np.array([1.0, np.nan])}
     assert np.isfinite(load_network(shop.root, version, "served").predict(rows)).all()
+
+
+def test_a_run_repeated_from_its_record_gives_the_same_weights(shop: Shop, first) -> None:
+    _, version = first
+    before = sorted(path.name for path in shop.root.pipeline("p").runs.iterdir())
+    proof = reproduce(shop.root, version.id)
+    assert proof.same
+    assert proof.found == {"judged": version.judged.sha256, "served": version.served.sha256}
+    assert proof.changed == {}
+    assert sorted(path.name for path in shop.root.pipeline("p").runs.iterdir()) == before
+
+
+def checkpoints(request: RunRequest) -> list[Path]:
+    """Folders of a run's checkpoints, oldest first."""
+    return sorted(p.parent for p in (run_folder(request) / request.run_id).glob("checkpoint_*/meta.json"))
+
+
+def test_a_second_attempt_goes_on_where_the_first_stopped_and_gives_the_same_weights(
+    shop: Shop, first
+) -> None:
+    request, version = first
+    shutil.rmtree(checkpoints(request)[-1])  # as if the run had died before its last epoch
+    second = replace(request, run_id="p-00001-2", attempt=2)
+    again = shop.run(second)
+    assert replace(again, id="", run_id="") == replace(version, id="", run_id="")
+    assert len(checkpoints(second)) == 1
+    third = replace(request, run_id="p-00001-3", attempt=3)  # the second one reached the end
+    assert replace(shop.run(third), id="", run_id="") == replace(version, id="", run_id="")
+    assert checkpoints(third) == []
 
 
 def test_a_run_of_two_workers_repeated_under_kill_9_gives_the_same_version(shop: Shop) -> None:
@@ -155,18 +210,58 @@ def wait(training: RayTraining, run_id: str) -> RunStatus:
 
 
 def test_a_run_outlives_its_door_and_ends_without_a_result_when_its_actor_is_killed(shop: Shop) -> None:
-    request = shop.request("orphan", pause=0.3)
+    request = shop.request("p-00007-1", pause=0.3)
     RayTraining(NAMESPACE).start(request)
     training = RayTraining(NAMESPACE)  # another controller adopts the run
     training.start(request)
     until((run_folder(request) / "request.json").exists)
-    assert training.poll("orphan").state == "running"
-    ray.kill(ray.get_actor("run-orphan", namespace=NAMESPACE))
-    status = wait(training, "orphan")
+    assert training.poll("p-00007-1").state == "running"
+    ray.kill(ray.get_actor("run-p-00007-1", namespace=NAMESPACE))
+    status = wait(training, "p-00007-1")
     assert (status.state, status.retryable) == ("failed", True)
     assert "died without a result" in status.error
-    training.release("orphan")
-    training.release("orphan")
+    training.release("p-00007-1")
+    training.release("p-00007-1")
+
+
+def test_a_door_finds_and_ends_runs_that_it_has_not_started(shop: Shop) -> None:
+    request = shop.request("p-00008-1", pause=0.3)
+    RayTraining(NAMESPACE).start(request)
+    stranger = RayTraining(NAMESPACE)
+    assert stranger.running("p") == ["p-00008-1"]
+    assert stranger.running("p-00008") == stranger.running("q") == []
+    assert RayTraining("elsewhere").running("p") == []
+    assert stranger.poll("p-00008-1").state == "running"
+    stranger.release("p-00008-1")
+    assert wait(stranger, "p-00008-1").state == "failed"
+    assert until(lambda: stranger.running("p") == [])
+    assert stranger.poll("never heard of").state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("run_id", "changes", "words"),
+    [
+        (
+            "broken-view",
+            {"features": "shop:broken_view"},
+            "shop:broken_view: failed on partition 2013-03-01: KeyError: 'weight'",
+        ),
+        (
+            "squeezed",
+            {"factory": "shop:squeezed"},
+            "shop:squeezed: gave torch.float32 of shape () for 1 rows; expected logits of shape (1,)",
+        ),
+    ],
+)
+def test_user_code_that_fails_ends_the_run_at_once(
+    shop: Shop, run_id: str, changes: dict, words: str
+) -> None:
+    training = RayTraining(NAMESPACE)
+    training.start(shop.request(run_id, **changes))
+    status = wait(training, run_id)
+    training.release(run_id)
+    assert (status.state, status.retryable) == ("failed", False)
+    assert status.error == f"UserCodeError: {words}"
 
 
 def test_rows_of_one_class_end_the_run_at_once(shop: Shop) -> None:

@@ -48,6 +48,8 @@ def ran(asked: RunRequest, *reached: tuple[str, int], **environment: str) -> lis
     folder.mkdir(parents=True)
     (folder / "request.json").write_text(json.dumps({**to_json(asked), "environment": {}}))
     checkpoints = folder / asked.run_id
+    checkpoints.mkdir()
+    (checkpoints / "checkpoint_manager_snapshot.json").write_text("{}")  # Ray Train's own
     return [
         write(checkpoints / f"checkpoint_{which}_{epoch}", which, epoch, **environment)
         for which, epoch in reached
