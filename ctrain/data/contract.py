@@ -8,29 +8,24 @@ data: it does not count towards the limit of refused rows.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ctrain.features import Column, FeatureView
+from ctrain.data.convert import convert, plain_array, spelled_out, valid_text
+from ctrain.errors import DataError, Fault
+from ctrain.features import LARGEST, Column, FeatureView
 from ctrain.records import ContractReport
 from ctrain.spec import PipelineSpec
 
 NO_LABEL = "label is null"
-NULLS = pa.array(["", "NA", "N/A", "NULL", "null", "NaN", "nan"])
-"""Text that means "no value" in a column of numbers, flags or timestamps."""
-TYPES = {
-    "category": pa.string(),
-    "number": pa.float64(),
-    "timestamp": pa.timestamp("us"),
-    "flag": pa.float64(),
-}
+RESERVED = ("partition", "reason")
+"""Columns that the tables add."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +37,54 @@ class Checked:
     refused: pa.Table
     """Rows as text, with column `reason`."""
     report: ContractReport
+
+
+def contract_faults(spec: PipelineSpec, view: FeatureView) -> list[Fault]:
+    """Where spec and view cannot go together: what neither shows alone."""
+    label, event_time, rules = spec.label.name, spec.source.event_time, spec.contract.columns
+    faults = []
+    if label in view.columns:
+        problem = f"the view reads the label {label!r}, which no request can hold"
+        faults.append(Fault("features", problem, "leave it out of the view's columns"))
+    if label in rules and rules[label].dtype != "flag":
+        problem = f"the label is a flag, 0 or 1, not a {rules[label].dtype}"
+        faults.append(Fault(f"contract.columns.{label}", problem, "dtype: flag"))
+    if event_time in view.columns and view.columns[event_time].kind != "timestamp":
+        problem = f"the view declares it as {view.columns[event_time].kind}, and event times are timestamps"
+        faults.append(Fault("source.event_time", problem, "Column.timestamp()"))
+    if event_time in rules and (rules[event_time].dtype != "timestamp" or rules[event_time].nullable):
+        problem = "the event time is a timestamp that is never null"
+        faults.append(Fault(f"contract.columns.{event_time}", problem, "dtype: timestamp, nullable: false"))
+    for name, rule in rules.items():
+        if name in view.columns and name != event_time and rule.dtype != view.columns[name].kind:
+            problem = f"dtype {rule.dtype} is not the view's, {view.columns[name].kind}"
+            faults.append(Fault(f"contract.columns.{name}", problem, f"dtype: {view.columns[name].kind}"))
+    for name in dict.fromkeys([*view.columns, event_time, label, *rules]):
+        if name.lower() in RESERVED:
+            problem = f"column {name!r} has a name that the tables use themselves"
+            faults.append(Fault("features", problem, f"any name but {', '.join(RESERVED)}"))
+    for names in _twins([*view.columns, event_time, label, *rules]):
+        problem = f"columns {' and '.join(map(repr, names))} differ only in case"
+        faults.append(Fault("features", problem, "tables do not tell them apart"))
+    return faults
+
+
+def check_contract(spec: PipelineSpec, view: FeatureView) -> None:
+    """Refuse a spec and a view that cannot go together.
+
+    Raises:
+        DataError: names every fault.
+    """
+    if faults := contract_faults(spec, view):
+        raise DataError("; ".join(f"{fault.where}: {fault.message} ({fault.hint})" for fault in faults))
+
+
+def _twins(names: list[str]) -> list[list[str]]:
+    """Groups of different names that are the same but for case."""
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        groups.setdefault(name.casefold(), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def contract_columns(spec: PipelineSpec, view: FeatureView) -> dict[str, Column]:
@@ -59,7 +102,19 @@ def missing_columns(table: pa.Table, columns: Mapping[str, Column]) -> list[str]
     return [name for name in columns if name not in table.column_names]
 
 
-def check(table: pa.Table, columns: Mapping[str, Column], label: str, event_time: str) -> Checked:
+def ambiguous_columns(table: pa.Table, columns: Mapping[str, Column]) -> list[str]:
+    """Columns that the table has more than once, or in spellings that differ only in case."""
+    spellings = Counter(name.casefold() for name in table.column_names)
+    return [name for name in columns if spellings[name.casefold()] > 1]
+
+
+def check(
+    table: pa.Table,
+    columns: Mapping[str, Column],
+    label: str,
+    event_time: str,
+    span: tuple[int, int] | None = None,
+) -> Checked:
     """Check every row.
 
     Args:
@@ -67,20 +122,27 @@ def check(table: pa.Table, columns: Mapping[str, Column], label: str, event_time
         columns: Rules by name.
         label: Name of the label's column.
         event_time: Name of the event time's column, which must not be null.
+        span: Event times that the partition may hold, in microseconds since 1970, the end left out;
+            None for any.
 
     Raises:
         ValueError: if a column has an extension type, whose values would run code when read.
     """
     rows = table.num_rows
     reasons = np.full(rows, "", dtype=object)
-    values: dict[str, pa.Array] = {}
+    raw, values = {name: plain_array(table.column(name)) for name in columns}, dict[str, pa.Array]()
     for name, column in columns.items():
-        source = table.column(name).combine_chunks()
+        source = raw[name]
         if isinstance(source.type, pa.BaseExtensionType):
             raise ValueError(f"column {name} has extension type {source.type}; expected a plain type")
-        converted, unreadable = _convert(source, column)
+        source, broken = valid_text(source)
+        converted, unreadable = convert(source, column)
         nullable = column.nullable and name != event_time
-        for reason, mask in _faults(name, column, converted, unreadable, nullable):
+        faults = [(f"{name}: not UTF-8", broken)]
+        faults += _faults(name, column, converted, unreadable, nullable)
+        if name == event_time and span is not None:
+            faults.append((f"{name}: outside the partition's day", _outside(converted, span)))
+        for reason, mask in faults:
             reasons = np.where((reasons == "") & mask, reason, reasons)
         values[name] = converted
     without = np.asarray(pc.is_null(values[label]))
@@ -88,7 +150,7 @@ def check(table: pa.Table, columns: Mapping[str, Column], label: str, event_time
     good = pa.array(reasons == "")
     fields = {name: values[name].filter(good) for name in columns}
     bad = pc.invert(good)
-    refused = {name: _text(table.column(name)).filter(bad) for name in columns}
+    refused = {name: spelled_out(raw[name].filter(bad)) for name in columns}
     refused["reason"] = pa.array(reasons[reasons != ""].astype(str), pa.string())
     unique, counts = np.unique(reasons[reasons != ""].astype(str), return_counts=True)
     report = ContractReport(
@@ -111,81 +173,11 @@ def refusal(report: ContractReport, limit: float) -> str:
     return "" if report.accepted else "no row has a label"
 
 
-def _convert(source: pa.Array, column: Column) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
-    """Canonical values, and which ones could not be read as such. No value depends on another row."""
-    if pa.types.is_dictionary(source.type):
-        source = source.dictionary_decode()
-    kind, target = source.type, TYPES[column.kind]
-    readable = np.zeros(len(source), bool)
-    if pa.types.is_null(kind):
-        return source.cast(target), readable
-    if column.kind == "category":
-        return _category(source)
-    if column.kind == "timestamp" and pa.types.is_timestamp(kind):
-        return _timestamp(source)
-    if column.kind == "flag" and pa.types.is_boolean(kind):
-        return source.cast(pa.int8()).cast(target), readable
-    if column.kind in ("number", "flag") and pa.types.is_primitive(kind) and not pa.types.is_temporal(kind):
-        converted = source.cast(target, safe=False)
-        return pc.if_else(pc.is_nan(converted), None, converted), readable
-    if pa.types.is_decimal(kind) and column.kind == "number":
-        return source.cast(target), readable
-    if pa.types.is_date(kind) and column.kind == "timestamp":
-        return _timestamp(source.cast(pa.timestamp("s" if kind == pa.date32() else "ms")))
-    if not _is_text(kind):
-        return pa.nulls(len(source), target), np.asarray(pc.is_valid(source))
-    text = source.cast(pa.string())
-    text = pc.if_else(pc.is_in(pc.utf8_trim_whitespace(text), NULLS), None, text)
-    if column.kind == "timestamp":
-        read = pd.to_datetime(text.to_pandas(), errors="coerce", utc=True, format="ISO8601")
-        converted = pa.Array.from_pandas(read.dt.tz_localize(None)).cast(target, safe=False)
-    else:
-        words = {"true": "1", "false": "0"} if column.kind == "flag" else {}
-        converted = pa.array([_number(value, words) for value in text.to_pylist()], target)
-    return converted, np.asarray(pc.and_(pc.is_null(converted), pc.is_valid(text)))
-
-
-def _number(text: str | None, words: Mapping[str, str]) -> float | None:
-    """The nearest float, which `pd.to_numeric` misses by a bit; None if it is no number."""
-    if text is None or "_" in text:
-        return None
-    try:
-        found = float(words.get(text.strip().lower(), text))
-    except ValueError:
-        return None
-    return None if found != found else found
-
-
-def _category(source: pa.Array) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
-    """Text as it is, plain values spelled out; empty text is a missing value, as in feature views."""
-    kind, readable = source.type, np.zeros(len(source), bool)
-    if pa.types.is_nested(kind):
-        return pa.nulls(len(source), pa.string()), np.asarray(pc.is_valid(source))
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
-        decoded = [_decoded(value) for value in source.to_pylist()]
-        text = pa.array(decoded, pa.string())
-        readable = np.asarray(pc.and_(pc.is_null(text), pc.is_valid(source)))
-    else:
-        text = source.cast(pa.string())
-    return pc.if_else(pc.equal(text, ""), None, text), readable
-
-
-def _decoded(value: bytes | None) -> str | None:
-    try:
-        return None if value is None else value.decode()
-    except UnicodeDecodeError:
-        return None
-
-
-def _timestamp(source: pa.Array) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
-    """Microseconds in UTC; a time that they cannot hold is unreadable, not another time."""
-    factor = {"s": 1_000_000, "ms": 1_000}.get(source.type.unit, 1)
-    whole = source.cast(pa.int64())
-    limit = (2**63 - 1) // factor
-    fits = pc.and_(pc.less_equal(whole, limit), pc.greater_equal(whole, -limit))
-    kept = pc.if_else(fits, source, None)
-    unreadable = np.asarray(pc.fill_null(pc.invert(fits), False))
-    return kept.cast(TYPES["timestamp"], safe=False), unreadable
+def _outside(times: pa.Array, span: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    begin, end = (min(max(bound, -(2**63)), 2**63 - 1) for bound in span)
+    whole = times.cast(pa.int64())
+    inside = pc.and_(pc.greater_equal(whole, begin), pc.less(whole, end))
+    return np.asarray(pc.fill_null(pc.invert(inside), False))
 
 
 def _faults(
@@ -200,6 +192,8 @@ def _faults(
         faults.append((f"{name}: not finite", np.isinf(numbers)))
         if column.kind == "flag":
             faults.append((f"{name}: neither 0 nor 1", ~null & ~np.isin(numbers, (0.0, 1.0))))
+        else:
+            faults.append((f"{name}: out of range", np.abs(numbers) > LARGEST))
         if column.minimum is not None:
             faults.append((f"{name}: below {column.minimum:g}", numbers < column.minimum))
         if column.maximum is not None:
@@ -208,15 +202,3 @@ def _faults(
         known = np.asarray(pc.is_in(values, pa.array(column.allowed, pa.string())))
         faults.append((f"{name}: not an allowed value", ~null & ~known))
     return faults
-
-
-def _text(values: pa.ChunkedArray) -> Any:
-    plain = values.combine_chunks()
-    try:
-        return plain.cast(pa.string())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return pa.array([None if v is None else str(v) for v in plain.to_pylist()], pa.string())
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))

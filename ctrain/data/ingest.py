@@ -1,16 +1,20 @@
 """Ingest: check partitions by Ray Data and commit their accepted rows, each partition exactly once.
 
 References move, rows stay: one Ray task a file reads it, checks it, writes what is accepted and what
-is refused beside the table, and gives back a summary. The commit then adds the written files to the
-Delta table in one step; a transaction id for each partition makes a repeated commit find the first.
+is refused beside the tables, and gives back a summary. The commit then adds the written files to the
+Delta tables in one step. What is wrong with one partition refuses that partition; storage that does not
+answer leaves it for the next look; neither holds up the others.
 """
 
 from __future__ import annotations
 
 import json
-import random
-import time
-import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +22,18 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from ctrain.data.contract import check, contract_columns, missing_columns, refusal
+from ctrain.data.commit import QUARANTINE_TABLE, ROWS_TABLE, commit_refused, commit_rows, standing
+from ctrain.data.contract import (
+    ambiguous_columns,
+    check,
+    check_contract,
+    contract_columns,
+    missing_columns,
+    refusal,
+)
 from ctrain.data.land import read_bytes
 from ctrain.errors import DataError, PartitionError
-from ctrain.features import load_view
+from ctrain.features import Column, columns_to_json, load_view
 from ctrain.records import (
     ContractReport,
     IngestedPartition,
@@ -30,129 +42,195 @@ from ctrain.records import (
     Partition,
     SourceFile,
     from_json,
+    sha256_of,
     to_json,
 )
-from ctrain.spec import parse_spec
-from ctrain.storage import PipelineRoot
+from ctrain.spec import PipelineSpec, parse_spec
+from ctrain.storage import PipelineRoot, write_atomically
 
-LOG_RETENTION = "interval 3650 days"
-ROWS_TABLE, QUARANTINE_TABLE = "accepted", "quarantine"
-COMMITS = 5
-"""Commits tried where another process commits to the same table at the same time."""
+DAY = 86400
+Work = Sequence[tuple[Partition, SourceFile]]
 
 
 def ingest(request: IngestRequest) -> tuple[IngestedPartition, ...]:
     """Land partitions; runs inside a Ray task that has the user's code.
 
     Returns:
-        One record a partition, in the request's order: committed, or refused with the reason.
+        One record a partition, in the request's order: committed, or refused with the reason. A
+        partition whose storage did not answer is left out; it lands when it is asked for again.
 
     Raises:
-        DataError: where Ray is not initialised; Ray Data would start a cluster of its own.
+        DataError: where Ray is not initialised (Ray Data would start a cluster of its own), and if spec
+            and view cannot go together.
+        OSError: if storage answered for none of them.
     """
-    import ray.data
+    import ray
 
     if not ray.is_initialized():
         problem = "ingest runs its checks as Ray tasks, and this process is not connected to Ray"
         raise DataError(f"{problem}. Call ray.init() first, or submit a job by ctrain")
+    return land(request, lambda work: _check_in_tasks(request, work))
 
-    references = [
-        {"request": json.dumps(to_json(request)), "partition": index, "file": number}
-        for index, partition in enumerate(request.partitions)
-        for number in range(len(partition.files))
+
+def land(request: IngestRequest, check_all: Callable[[Work], list[Json]]) -> tuple[IngestedPartition, ...]:
+    """Land partitions; what an earlier ingest has committed is neither read nor written again.
+
+    Args:
+        request: What is asked for.
+        check_all: Gives the summary of `check_file` for each file.
+    """
+    spec = parse_spec(request.spec)
+    check_contract(spec, load_view(spec.features))
+    settled = [standing(_tables(request), partition) for partition in request.partitions]
+    work = [
+        (partition, file)
+        for partition, found in zip(request.partitions, settled, strict=True)
+        if found is None
+        for file in partition.files
     ]
-    summaries: list[Json] = []
-    if references:
-        context = ray.data.DataContext.get_current()
-        context.execution_options.preserve_order = True
-        context.enable_progress_bars = False
-        blocks = min(len(references), 16)
-        dataset = ray.data.from_items(references, override_num_blocks=blocks)
-        summaries = [json.loads(row["summary"]) for row in dataset.map(_check_row, num_cpus=0.25).take_all()]
-    results = []
-    for index, partition in enumerate(request.partitions):
-        mine = [summary for summary in summaries if summary["partition"] == index]
-        results.append(commit(request, partition, mine))
+    summaries = iter(check_all(work) if work else [])
+    results, away = list[IngestedPartition](), list[str]()
+    for partition, found in zip(request.partitions, settled, strict=True):
+        mine = [] if found is not None else list(islice(summaries, len(partition.files)))
+        try:
+            results.append(found if found is not None else commit(request, partition, mine))
+        except OSError as error:
+            away.append(f"{partition.name}: {error}")
+    if away and not results:
+        raise OSError("; ".join(away))
     return tuple(results)
 
 
-def _check_row(row: dict[str, Any]) -> dict[str, Any]:
-    request = from_json(IngestRequest, json.loads(row["request"]))
-    partition = request.partitions[int(row["partition"])]
-    summary = check_file(request, partition, partition.files[int(row["file"])])
-    return {"summary": json.dumps({**summary, "partition": int(row["partition"])})}
+def _check_in_tasks(request: IngestRequest, work: Work) -> list[Json]:
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    rows = [{"partition": json.dumps(to_json(replace(one, files=(file,))))} for one, file in work]
+    dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), 16))
+    # What all files share travels once a task, not once a row.
+    head = json.dumps(to_json(replace(request, partitions=())))
+    checked = dataset.map(partial(_check_row, head), num_cpus=0.25).take_all()
+    return [json.loads(row["summary"]) for row in checked]
+
+
+def _check_row(head: str, row: dict[str, Any]) -> dict[str, Any]:
+    request = from_json(IngestRequest, json.loads(head))
+    partition = from_json(Partition, json.loads(row["partition"]))
+    return {"summary": json.dumps(check_file(request, partition, partition.files[0]))}
 
 
 def check_file(request: IngestRequest, partition: Partition, file: SourceFile) -> Json:
     """Check one file and write its accepted and refused rows beside the tables.
 
     Returns:
-        `{"problem": why}` if the file cannot be used, else report, written files and event times.
+        `{"problem": why}` if the file cannot be used, `{"away": why}` if storage did not answer, else
+        report, written files and event times in seconds since 1970.
     """
     spec = parse_spec(request.spec)
     columns = contract_columns(spec, load_view(spec.features))
     try:
-        table = _read(file.name, read_bytes(partition, file), list(columns))
-    except (ValueError, OSError, pa.ArrowException) as error:
-        return {"problem": str(error).splitlines()[0]}
-    if absent := missing_columns(table, columns):
-        have = ", ".join(table.column_names)
-        return {"problem": f"{file.name} lacks columns {', '.join(absent)}; it has {have}"}
-    if table.num_rows != file.rows:
-        return {"problem": f"{file.name} has {table.num_rows} rows, the seal says {file.rows}"}
-    try:
-        checked = check(table, columns, spec.label.name, spec.source.event_time)
-    except ValueError as error:
-        return {"problem": str(error)}
-    tables = PipelineRoot(Path(request.root) / request.pipeline).tables
-    name = f"partition={partition.name}/{partition.sha256[:16]}-{file.sha256[:16]}.parquet"
-    times = checked.accepted.column(spec.source.event_time).cast(pa.int64()).to_numpy() / 1e6
+        return _check_file(_tables(request), spec, columns, partition, file)
+    except PartitionError as error:
+        return {"problem": error.problem}
+    except (OSError, MemoryError) as error:
+        return {"away": f"{file.name}: {type(error).__name__}: {error}"}
+    except Exception as error:  # noqa: BLE001 whatever a file holds concerns its partition alone
+        return {"problem": _words(f"{file.name} cannot be read", error)}
+
+
+def _check_file(
+    tables: Path, spec: PipelineSpec, columns: dict[str, Column], partition: Partition, file: SourceFile
+) -> Json:
+    table = _read(partition, file, columns)
+    label, event_time, tolerance = spec.label.name, spec.source.event_time, spec.source.tolerance
+    day = int(datetime.fromisoformat(partition.name).replace(tzinfo=UTC).timestamp())
+    span = (int((day - tolerance) * 1e6), int((day + DAY + tolerance) * 1e6))
+    checked = check(table, columns, label, event_time, span)
+    # Under another contract the same file gives other rows, which must not replace the committed ones.
+    rules = [columns_to_json(columns), label, event_time, tolerance]
+    content = sha256_of([file.name, file.sha256, rules])
+    name = f"partition={partition.name}/{partition.sha256[:16]}-{content[:16]}.parquet"
+    times = checked.accepted.column(event_time).cast(pa.int64()).to_numpy() / 1e6
     return {
-        "problem": "",
         "report": to_json(checked.report),
         "accepted": _write(tables / ROWS_TABLE, name, checked.accepted),
         "refused": _write(tables / QUARANTINE_TABLE, name, checked.refused),
         "first": float(times.min()) if len(times) else None,
         "last": float(times.max()) if len(times) else None,
-        "schema": _schema(columns),
     }
 
 
 def commit(request: IngestRequest, partition: Partition, summaries: list[Json]) -> IngestedPartition:
     """Commit one partition whole, or refuse it whole.
 
-    A name whose rows are committed keeps them: other content under it is refused.
+    Raises:
+        OSError: if storage did not answer; a repeated commit does its work once.
     """
-    spec = parse_spec(request.spec)
-    problems = [summary["problem"] for summary in summaries if summary["problem"]]
-    reports = [from_json(ContractReport, s["report"]) for s in summaries if not s["problem"]]
-    reasons: dict[str, int] = {}
-    for item in reports:
-        for reason, count in item.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + count
-    report = ContractReport(sum(r.rows for r in reports), sum(r.accepted for r in reports), reasons)
+    try:
+        return _commit(request, partition, summaries)
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 one partition must not hold up the others
+        report = ContractReport(0, 0, {})
+        problem = _words("it cannot be committed", error)
+        return IngestedPartition(partition.name, partition.sha256, report, problem)
+
+
+def _commit(request: IngestRequest, partition: Partition, summaries: list[Json]) -> IngestedPartition:
+    spec, tables = parse_spec(request.spec), _tables(request)
+    columns = contract_columns(spec, load_view(spec.features))
+    if away := [summary["away"] for summary in summaries if "away" in summary]:
+        raise OSError(away[0])
+    problems = [summary["problem"] for summary in summaries if "problem" in summary]
+    good = [summary for summary in summaries if "problem" not in summary]
+    report = _sum([from_json(ContractReport, summary["report"]) for summary in good])
+    if quarantined := [summary["refused"] for summary in good if summary["refused"]["rows"]]:
+        commit_refused(tables, partition, quarantined, columns)
     refused = problems[0] if problems else refusal(report, spec.contract.max_refused)
-    tables = PipelineRoot(Path(request.root) / request.pipeline).tables
-    if not refused:
-        refused = _other_content(tables / ROWS_TABLE, partition)
-    quarantined = [s["refused"] for s in summaries if not s["problem"] and s["refused"]["rows"]]
-    if quarantined:
-        _add(
-            tables / QUARANTINE_TABLE, partition, quarantined, [*summaries[0]["schema"], "reason"], text=True
-        )
     if refused:
         return IngestedPartition(partition.name, partition.sha256, report, refused)
-    written = [s["accepted"] for s in summaries if s["accepted"]["rows"]]
+    first = min(summary["first"] for summary in good if summary["first"] is not None)
+    last = max(summary["last"] for summary in good if summary["last"] is not None)
+    outcome = IngestedPartition(partition.name, partition.sha256, report, "", -1, first, last)
+    written = [summary["accepted"] for summary in good if summary["accepted"]["rows"]]
+    return commit_rows(tables, partition, outcome, written, columns)
+
+
+def _sum(reports: Sequence[ContractReport]) -> ContractReport:
+    reasons = Counter[str]()
+    for report in reports:
+        reasons.update(report.reasons)
+    return ContractReport(sum(r.rows for r in reports), sum(r.accepted for r in reports), dict(reasons))
+
+
+def _read(partition: Partition, file: SourceFile, columns: Mapping[str, Column]) -> pa.Table:
+    """Rows of a file, with every column that the contract needs, once.
+
+    Raises:
+        PartitionError: if they are not what the seal or the contract says.
+        OSError: if the source does not answer.
+    """
+    data = read_bytes(partition, file)
     try:
-        version = _add(tables / ROWS_TABLE, partition, written, summaries[0]["schema"], text=False)
-    except PartitionError as error:
-        return IngestedPartition(partition.name, partition.sha256, report, error.problem)
-    first = min(s["first"] for s in summaries if s["first"] is not None)
-    last = max(s["last"] for s in summaries if s["last"] is not None)
-    return IngestedPartition(partition.name, partition.sha256, report, "", version, first, last)
+        table = _parsed(file.name, data, list(columns))
+    except OSError as error:  # so Arrow calls damage; the bytes themselves are here
+        raise PartitionError(partition.name, _words(f"{file.name} cannot be read", error)) from None
+    if absent := missing_columns(table, columns):
+        have = ", ".join(table.column_names)
+        problem = f"{file.name} lacks columns {', '.join(absent)}; it has {have}"
+        raise PartitionError(partition.name, problem)
+    if twice := ambiguous_columns(table, columns):
+        problem = f"{file.name} has columns {', '.join(twice)} more than once, or in another case too"
+        raise PartitionError(partition.name, problem)
+    if table.num_rows != file.rows:
+        problem = f"{file.name} has {table.num_rows} rows, the seal says {file.rows}"
+        raise PartitionError(partition.name, problem)
+    return table
 
 
-def _read(name: str, data: bytes, columns: list[str]) -> pa.Table:
+def _parsed(name: str, data: bytes, columns: list[str]) -> pa.Table:
     if name.endswith(".csv"):
         # as text: a type guessed from all of a file's rows would change its good ones ("01" to 1)
         options = pa.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()))
@@ -161,110 +239,19 @@ def _read(name: str, data: bytes, columns: list[str]) -> pa.Table:
 
 
 def _write(table: Path, name: str, rows: pa.Table) -> Json:
-    path = table / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")  # a repeated task may run beside this one
-    pq.write_table(rows, temporary, write_page_checksum=True, compression="zstd")
-    temporary.replace(path)
-    return {"name": name, "size": path.stat().st_size, "rows": rows.num_rows}
+    """Write a file, on disk when this returns: a commit must not name what a loss of power takes away."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink, write_page_checksum=True, compression="zstd")
+    data = sink.getvalue().to_pybytes()
+    write_atomically(table / name, data)  # whole: a repeated task may run beside this one
+    return {"name": name, "size": len(data), "rows": rows.num_rows}
 
 
-def _schema(columns: Any) -> Json:
-    return {name: column.kind for name, column in columns.items()}
+def _words(what: str, error: BaseException) -> str:
+    """One line that UTF-8 can hold."""
+    line = f"{what}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return line.encode("utf-8", "backslashreplace").decode()[:500]
 
 
-def _add(table: Path, partition: Partition, files: list[Json], schema: Any, text: bool) -> int:
-    """Add written files to a Delta table, once for each partition's content.
-
-    Returns:
-        The table's version that first holds them.
-
-    Raises:
-        PartitionError: if the table of rows holds other content under this name.
-    """
-    from deltalake.exceptions import CommitFailedError
-
-    for left in reversed(range(COMMITS)):
-        try:
-            return _try_add(table, partition, files, schema, text)
-        except CommitFailedError:
-            if not left:
-                raise
-            time.sleep(random.uniform(0.05, 0.5))
-    raise AssertionError("unreachable")
-
-
-def _try_add(table: Path, partition: Partition, files: list[Json], schema: Any, text: bool) -> int:
-    from deltalake import CommitProperties, DeltaTable, Transaction
-    from deltalake.transaction import AddAction, RemoveAction
-
-    from ctrain.data.contract import TYPES
-
-    fields = [(name, pa.string() if text else TYPES[schema[name]]) for name in schema]
-    arrow = pa.schema([*fields, ("partition", pa.string())])
-    delta = DeltaTable.create(
-        table,
-        schema=arrow,
-        mode="ignore",
-        partition_by=["partition"],
-        configuration={
-            "delta.logRetentionDuration": LOG_RETENTION,
-            "delta.deletedFileRetentionDuration": LOG_RETENTION,
-        },
-    )
-    content = f"partition-{partition.name}-{partition.sha256[:16]}"
-    # Of two commits with a transaction in common that run at the same time, Delta refuses the second.
-    transactions = [Transaction(content, 1)]
-    if not text:  # what was refused whole may land again with other content
-        transactions.append(Transaction(f"partition-{partition.name}", 1))
-        if problem := _other_content(table, partition):
-            raise PartitionError(partition.name, problem)
-    if delta.transaction_version(content) is not None:
-        return _version_of(table, content)
-    actions: list[AddAction | RemoveAction] = [
-        AddAction(
-            path=item["name"],
-            size=item["size"],
-            partition_values={"partition": partition.name},
-            modification_time=int((table / item["name"]).stat().st_mtime * 1000),
-            data_change=True,
-            stats=json.dumps({"numRecords": item["rows"]}),
-        )
-        for item in files
-    ]
-    delta.create_write_transaction(
-        actions,
-        mode="append",
-        schema=arrow,
-        partition_by=["partition"],
-        commit_properties=CommitProperties(
-            custom_metadata={"ctrain": content},
-            app_transactions=transactions,
-        ),
-    )
-    return _version_of(table, content)
-
-
-def _other_content(table: Path, partition: Partition) -> str:
-    """Why a partition may not join the table: its name holds other content; empty if it may."""
-    from deltalake import DeltaTable
-
-    if not DeltaTable.is_deltatable(str(table)):
-        return ""
-    files = DeltaTable(table).file_uris(file_pruning_predicate=[("partition", "=", partition.name)])
-    hashes = {Path(file).name.split("-", 1)[0] for file in files} - {partition.sha256[:16]}
-    if not hashes:
-        return ""
-    there, here = min(hashes)[:12], partition.sha256[:12]
-    return f"landed again with other content ({here}); {there} stands. Land corrections as a new partition"
-
-
-def _version_of(table: Path, content: str) -> int:
-    """Version whose commit carries this name. The log's files say it; `DeltaTable.history` counts back
-    from the newest version, which may be another one while others commit.
-    """
-    for file in sorted((table / "_delta_log").glob("*.json"), reverse=True):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            if json.loads(line).get("commitInfo", {}).get("ctrain") == content:
-                return int(file.stem)
-    raise LookupError(f"{content} is committed but not in the table's log")
+def _tables(request: IngestRequest) -> Path:
+    return PipelineRoot(Path(request.root) / request.pipeline).tables

@@ -6,7 +6,6 @@ absent: temporary file, fsync, rename, fsync of the folder. Object stores put a 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import uuid
@@ -81,17 +80,13 @@ class ArtifactStore:
         except FileNotFoundError:
             raise MissingArtifactError(self.path(name)) from None
 
-    def delete(self, name: str) -> None:
-        """Remove a file or folder; nothing happens if it is not there."""
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm(f"{self._base}/{name}", recursive=True)
-
     def __reduce__(self) -> tuple[Any, ...]:
         return (ArtifactStore, (self.url,))
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write a local file whole or not at all, and on disk when this returns."""
+    """Write a local file whole or not at all, and on disk when this returns, new folders included."""
+    folders = [path.parent, *(folder.parent for folder in path.parents if not folder.exists())]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -104,11 +99,17 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    for folder in folders:
+        to_disk(folder)
+
+
+def to_disk(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, would outlive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def file_sha256(path: Path) -> str:

@@ -1,41 +1,31 @@
 import datetime as dt
 import decimal
-import random
-import threading
-from pathlib import Path
+import re
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from factories import spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from landed import GOOD, NOON, SCHEMA, TABLES, view
 
-from ctrain.data import Dataset, contract_columns, ingest, seal_partition
-from ctrain.data.contract import NO_LABEL, Checked, check, missing_columns, refusal
-from ctrain.data.ingest import QUARANTINE_TABLE, ROWS_TABLE, check_file, commit
-from ctrain.data.land import FileSource
+from ctrain.data import contract_columns
+from ctrain.data.contract import (
+    NO_LABEL,
+    Checked,
+    ambiguous_columns,
+    check,
+    check_contract,
+    contract_faults,
+    missing_columns,
+    refusal,
+)
 from ctrain.errors import DataError
 from ctrain.features import Column, feature_view
-from ctrain.records import ContractReport, IngestedPartition, IngestRequest, Partition
-from ctrain.storage import Root
-
-NOON = dt.datetime(2013, 3, 14, 12)
-
-
-@feature_view(
-    kind=Column.category(allowed=("a", "b")),
-    size=Column.number(minimum=0, maximum=10),
-    weight=Column.number(nullable=True),
-    vip=Column.flag(nullable=True),
-)
-def view(rows):
-    return {"kind": rows["kind"], "size": rows["size"]}
-
+from ctrain.records import ContractReport
 
 COLUMNS = contract_columns(spec(), view)
-GOOD = {"kind": "a", "size": 1.0, "weight": 2.0, "vip": True, "t": NOON, "y": 1}
 
 
 def checked(columns: dict[str, Any]) -> Checked:
@@ -80,6 +70,9 @@ def test_good_rows_come_out_in_canonical_types() -> None:
         ("size", float("nan"), "size: null"),
         ("size", float("inf"), "size: not finite"),
         ("size", float("-inf"), "size: not finite"),
+        ("size", True, "size: not a number"),
+        ("weight", 1.1e30, "weight: out of range"),
+        ("weight", "-1e31", "weight: out of range"),
         ("size", "many", "size: not a number"),
         ("size", "1_0", "size: not a number"),
         ("size", "", "size: null"),
@@ -132,7 +125,128 @@ def test_a_time_that_microseconds_cannot_hold_is_no_other_time() -> None:
 def test_one_value_that_is_no_text_leaves_the_others_as_they_are() -> None:
     found = checked({"kind": [b"a", b"\xff"]})
     assert found.accepted.column("kind").to_pylist() == ["a"]
-    assert found.report.reasons == {"kind: not a category": 1}
+    assert found.report.reasons == {"kind: not UTF-8": 1}
+
+
+BROKEN = pa.array([b"a", b"\xff", None, b"\xed\xa0\x80"])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.Array.from_buffers(pa.string(), 4, BROKEN.buffers()),
+        pa.Array.from_buffers(pa.string(), 4, BROKEN.buffers()).dictionary_encode(),
+        BROKEN,
+        BROKEN.cast(pa.large_binary()),
+        BROKEN.cast(pa.binary_view()),
+    ],
+    ids=["text", "dictionary", "bytes", "large bytes", "view of bytes"],
+)
+def test_text_that_is_not_utf8_is_refused_row_by_row_and_kept_readable(values: pa.Array) -> None:
+    found = checked({"kind": values})
+    assert found.report.reasons == {"kind: not UTF-8": 2, "kind: null": 1}
+    assert found.accepted.column("kind").to_pylist() == ["a"]
+    assert found.refused.column("kind").to_pylist() == ["\\xff", None, "\\xed\\xa0\\x80"]
+
+
+@pytest.mark.parametrize("column", ["size", "vip", "t", "y"])
+def test_text_that_is_not_utf8_is_no_other_value_either(column: str) -> None:
+    assert (
+        reasons(**{column: pa.Array.from_buffers(pa.string(), 4, BROKEN.buffers())})[f"{column}: not UTF-8"]
+        == 2
+    )
+
+
+def test_bytes_of_a_fixed_size_are_text() -> None:
+    found = checked({"kind": pa.array([b"a", b"b"], pa.binary(1))})
+    assert found.accepted.column("kind").to_pylist() == ["a", "b"]
+
+
+DAY = 86_400_000_000
+
+
+def test_an_event_time_outside_the_span_is_refused_row_by_row() -> None:
+    begin = int(dt.datetime(2013, 3, 14, tzinfo=dt.UTC).timestamp()) * 1_000_000
+    times = pa.array(
+        [begin - 1, begin, begin + DAY - 1, begin + DAY, None, 2**62, -(2**62)], pa.timestamp("us")
+    )
+    table = pa.table({name: times if name == "t" else [good] * 7 for name, good in GOOD.items()})
+    found = check(table, COLUMNS, "y", "t", (begin, begin + DAY))
+    assert found.report.reasons == {"t: outside the partition's day": 4, "t: null": 1}
+    assert found.accepted.column("t").cast(pa.int64()).to_pylist() == [begin, begin + DAY - 1]
+    assert check(table, COLUMNS, "y", "t", (-(2**80), 2**80)).report.reasons == {"t: null": 1}
+
+
+def test_columns_in_two_spellings_are_ambiguous() -> None:
+    names = ["size", "Size", "t", "t", "more", "MORE", "kind"]
+    table = pa.Table.from_arrays([pa.array([1])] * 7, names=names)
+    assert ambiguous_columns(table, COLUMNS) == ["size", "t"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "contract", "where", "problem"),
+    [
+        ({"y": Column.flag()}, {}, "features", "the view reads the label 'y', which no request can hold"),
+        ({}, {"y": {"dtype": "number"}}, "contract.columns.y", "the label is a flag, 0 or 1, not a number"),
+        (
+            {},
+            {"t": {"dtype": "timestamp", "nullable": True}},
+            "contract.columns.t",
+            "the event time is a timestamp that is never null",
+        ),
+        (
+            {},
+            {"t": {"dtype": "number"}},
+            "contract.columns.t",
+            "the event time is a timestamp that is never null",
+        ),
+        (
+            {"t": Column.category()},
+            {},
+            "source.event_time",
+            "the view declares it as category, and event times are timestamps",
+        ),
+        (
+            {"x": Column.number()},
+            {"x": {"dtype": "flag"}},
+            "contract.columns.x",
+            "dtype flag is not the view's, number",
+        ),
+        (
+            {"reason": Column.number()},
+            {},
+            "features",
+            "column 'reason' has a name that the tables use themselves",
+        ),
+        (
+            {},
+            {"Partition": {"dtype": "flag"}},
+            "features",
+            "column 'Partition' has a name that the tables use themselves",
+        ),
+        (
+            {"x": Column.number(), "X": Column.number()},
+            {},
+            "features",
+            "columns 'x' and 'X' differ only in case",
+        ),
+        ({"T": Column.number()}, {}, "features", "columns 'T' and 't' differ only in case"),
+    ],
+)
+def test_a_spec_and_a_view_that_cannot_go_together_are_faults(columns, contract, where, problem) -> None:
+    wanted = feature_view(**{"ok": Column.number(), **columns})(lambda rows: rows)
+    pipeline = spec(contract={"columns": contract})
+    assert [fault[:2] for fault in contract_faults(pipeline, wanted)] == [(where, problem)]
+    with pytest.raises(DataError, match=re.escape(f"{where}: {problem}")):
+        check_contract(pipeline, wanted)
+
+
+def test_a_spec_and_a_view_that_go_together_have_no_faults() -> None:
+    contract = {
+        "size": {"dtype": "number", "maximum": 3}, "y": {"dtype": "flag"}, "t": {"dtype": "timestamp"},
+        "more": {"dtype": "category"},
+    }  # fmt: skip
+    assert contract_faults(spec(contract={"columns": contract}), view) == []
 
 
 def test_a_row_counts_for_its_first_reason_and_is_kept_as_text() -> None:
@@ -184,23 +298,6 @@ def test_a_row_without_a_label_is_no_fault() -> None:
     assert refusal(ContractReport(5, 0, {NO_LABEL: 5}), 0.0) == "no row has a label"
 
 
-VALUES = {
-    "kind": st.sampled_from(["a", "b", "c", "", None]),
-    "size": st.one_of(st.none(), st.floats(-2, 12), st.sampled_from([float("nan"), float("inf")])),
-    "weight": st.one_of(st.none(), st.floats()),
-    "vip": st.sampled_from([0.0, 1.0, 0.5, None]),
-    "t": st.one_of(st.none(), st.datetimes(dt.datetime(1900, 1, 1), dt.datetime(2200, 1, 1))),
-    "y": st.sampled_from([0.0, 1.0, 2.0, None]),
-}
-SCHEMA = pa.schema(
-    [
-        ("kind", pa.string()), ("size", pa.float64()), ("weight", pa.float64()), ("vip", pa.float64()),
-        ("t", pa.timestamp("us")), ("y", pa.float64()),
-    ]
-)  # fmt: skip
-TABLES = st.lists(st.fixed_dictionaries(VALUES), max_size=12)
-
-
 def accepted(rows: list[dict[str, Any]], schema: pa.Schema | None = SCHEMA) -> list[str]:
     found = check(pa.Table.from_pylist(rows, schema), COLUMNS, "y", "t").accepted
     return [str(row) for row in found.to_pylist()]
@@ -224,177 +321,3 @@ def test_text_and_typed_values_meet_the_same_verdict(rows) -> None:
     read = check(pa.Table.from_pylist(spelled, text), COLUMNS, "y", "t")
     assert read.report == typed.report
     assert str(read.accepted.to_pylist()) == str(typed.accepted.to_pylist())
-
-
-# --- files and commits --------------------------------------------------------------------------
-
-
-class Landing:
-    """A landing folder and the root that it is ingested into, without Ray."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.root = folder / "landing", Root(folder / "root")
-        source = {"type": "files", "path": str(self.folder), "event_time": "t"}
-        self.spec = spec(source=source, features=f"{__name__}:view", contract={"max_refused": 0.5})
-
-    def land(self, name: str, rows: list[dict[str, Any]] | str, files: int = 1) -> Partition:
-        folder = self.folder / name
-        folder.mkdir(parents=True, exist_ok=True)
-        if isinstance(rows, str):
-            (folder / "a.csv").write_text(rows)
-        else:
-            for number in range(files):
-                part = pa.Table.from_pylist(rows[number::files], SCHEMA)
-                pq.write_table(part, folder / f"{number}.parquet")
-        seal_partition(folder)
-        (found,) = [s.partition for s in FileSource(self.spec).look({}) if s.name == name]
-        assert found is not None
-        return found
-
-    def ingest(self, partition: Partition) -> IngestedPartition:
-        request = IngestRequest("k", "p", str(self.root.path), self.spec.to_json(), "", (partition,))
-        return commit(request, partition, [check_file(request, partition, f) for f in partition.files])
-
-    def rows(self, name: str, version: int) -> list[str]:
-        return sorted(str(row) for row in Dataset(self.root, "p", version).table(name).to_pylist())
-
-
-def test_columns_of_a_csv_are_read_by_the_contract_not_by_guess(tmp_path: Path) -> None:
-    landing = Landing(tmp_path)
-    text = (
-        "kind,size,weight,vip,t,y,more\na,1,,true,2013-03-14T12:00:00,1,x\nb,2,NA,,2013-03-14 12:00:00Z,0,y\n"
-    )
-    first = landing.ingest(landing.land("2013-03-14", text))
-    assert first.refused == ""
-    table = Dataset(landing.root, "p", first.dataset_version).table("2013-03-14")
-    assert table.select(list(GOOD)).to_pylist() == [
-        {"kind": "a", "size": 1.0, "weight": None, "vip": 1.0, "t": NOON, "y": 1.0},
-        {"kind": "b", "size": 2.0, "weight": None, "vip": None, "t": NOON, "y": 0.0},
-    ]
-
-
-@pytest.mark.parametrize("bad", ["", "b,two,,,2013-03-14,0\n"])
-def test_a_bad_value_of_a_csv_changes_no_other(tmp_path: Path, bad: str) -> None:
-    landing = Landing(tmp_path)
-    landing.spec = spec(
-        source=landing.spec.source.model_dump(), features=f"{__name__}:view",
-        contract={"max_refused": 0.5, "columns": {"kind": {"dtype": "category"}}},
-    )  # fmt: skip
-    first = landing.ingest(
-        landing.land(
-            "2013-03-14", f"kind,size,weight,vip,t,y\n01,1,,,2013-03-14,1\n02,2,,,2013-03-14,0\n{bad}"
-        )
-    )
-    table = Dataset(landing.root, "p", first.dataset_version).table("2013-03-14")
-    assert table.column("kind").to_pylist() == ["01", "02"]
-    assert first.report.reasons == ({"size: not a number": 1} if bad else {})
-
-
-def test_a_file_that_lacks_columns_refuses_the_partition(tmp_path: Path) -> None:
-    landing = Landing(tmp_path)
-    found = landing.ingest(landing.land("2013-03-14", "kind,size\na,1\n"))
-    assert found.refused == "a.csv lacks columns weight, vip, t, y; it has kind, size"
-    assert found.dataset_version == -1
-
-
-def test_too_many_bad_rows_refuse_the_partition_and_stay_in_quarantine(tmp_path: Path) -> None:
-    landing = Landing(tmp_path)
-    found = landing.ingest(landing.land("2013-03-14", [{**GOOD, "size": -1.0}] * 3 + [GOOD]))
-    assert found.refused.startswith("75.0% of rows break the contract")
-    from deltalake import DeltaTable
-
-    tables = landing.root.pipeline("p").tables
-    assert len(DeltaTable(tables / QUARANTINE_TABLE).file_uris()) == 1
-    assert not (tables / ROWS_TABLE / "_delta_log").exists()
-    # what was refused whole may be landed again, better
-    better = landing.ingest(landing.land("2013-03-14", [GOOD, {**GOOD, "size": -1.0}]))
-    assert better.refused == ""
-    assert len(landing.rows("2013-03-14", better.dataset_version)) == 1
-
-
-def test_other_content_under_a_committed_name_is_refused(tmp_path: Path) -> None:
-    landing = Landing(tmp_path)
-    first = landing.ingest(landing.land("2013-03-14", [GOOD]))
-    other = landing.land("2013-03-14", [GOOD, GOOD, {**GOOD, "size": -1.0}])
-    again = landing.ingest(other)
-    assert again.refused == (
-        f"landed again with other content ({other.sha256[:12]}); {first.sha256[:12]} stands. "
-        "Land corrections as a new partition"
-    )
-    assert again.dataset_version == -1
-    next_day = landing.ingest(landing.land("2013-03-15", [GOOD]))
-    assert len(landing.rows("2013-03-14", next_day.dataset_version)) == 1
-
-
-def test_of_two_contents_that_are_committed_at_once_one_stands(tmp_path: Path) -> None:
-    landing = Landing(tmp_path)
-    offers = [landing.land("2013-03-14", [GOOD] * count) for count in (1, 2, 3, 4)]
-    requests = [
-        IngestRequest("k", "p", str(landing.root.path), landing.spec.to_json(), "", (offer,))
-        for offer in offers
-    ]
-    summaries = []
-    for count, (request, offer) in enumerate(zip(requests, offers, strict=True), 1):
-        landing.land("2013-03-14", [GOOD] * count)
-        summaries.append([check_file(request, offer, file) for file in offer.files])
-    results = at_once([(commit, args) for args in zip(requests, offers, summaries, strict=True)])
-    assert sorted(bool(result.refused) for result in results) == [False, True, True, True]
-    (stands,) = [result for result in results if not result.refused]
-    assert len(landing.rows("2013-03-14", stands.dataset_version)) == stands.report.rows
-
-
-def test_partitions_that_are_committed_at_once_all_land(tmp_path: Path) -> None:
-    landing = Landing(tmp_path)
-    names = [f"2013-03-{day:02d}" for day in range(10, 16)]
-    partitions = [landing.land(name, [GOOD]) for name in names]
-    results = at_once([(landing.ingest, (partition,)) for partition in partitions * 2])
-    assert [result.refused for result in results] == [""] * 12
-    assert results[:6] == results[6:]
-    newest = max(result.dataset_version for result in results)
-    assert [len(landing.rows(name, newest)) for name in names] == [1] * 6
-
-
-def at_once(calls: list[tuple[Any, tuple[Any, ...]]]) -> list[Any]:
-    results: list[Any] = [None] * len(calls)
-    barrier = threading.Barrier(len(calls))
-
-    def work(index: int) -> None:
-        function, arguments = calls[index]
-        barrier.wait()
-        results[index] = function(*arguments)
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(calls))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
-
-
-@given(st.lists(TABLES, min_size=1, max_size=3), st.randoms(use_true_random=False), st.integers(1, 3))
-@settings(max_examples=8, deadline=None)
-def test_order_repetition_and_division_into_files_do_not_change_what_is_accepted(
-    tmp_path_factory, tables, chance: random.Random, files: int
-) -> None:
-    days = [(f"2013-03-{day:02d}", [GOOD, *rows]) for day, rows in enumerate(tables, 1)]
-    plain, disturbed = Landing(tmp_path_factory.mktemp("a")), Landing(tmp_path_factory.mktemp("b"))
-    once = {name: plain.ingest(plain.land(name, rows)) for name, rows in days}
-    offers = [disturbed.land(name, chance.sample(rows, len(rows)), files) for name, rows in days]
-    results = [disturbed.ingest(offer) for offer in chance.sample(offers * 2, 2 * len(offers))]
-    assert len({result.name: result for result in results}) == len(days)
-    assert len(set(map(str, results))) == len(days)
-    here, there = (max(r.dataset_version for r in found) for found in (once.values(), results))
-    for result in results:
-        assert result.report == once[result.name].report
-        assert result.refused == once[result.name].refused
-        if not result.refused:
-            assert plain.rows(result.name, here) == disturbed.rows(result.name, there)
-
-
-def test_ingest_without_ray_says_what_to_do() -> None:
-    import ray
-
-    if ray.is_initialized():
-        pytest.skip("integration tests have started Ray in this process")
-    with pytest.raises(DataError, match=r"not connected to Ray. Call ray.init\(\) first"):
-        ingest(IngestRequest("k", "p", "/root", spec().to_json(), "", ()))

@@ -98,16 +98,6 @@ def test_names_are_sorted_and_a_folder_that_is_not_there_has_none(store: Artifac
     assert store.names("none") == []
 
 
-def test_deleting_takes_a_file_or_a_folder_and_forgives_repetition(store: ArtifactStore) -> None:
-    store.write("a/x", b"1")
-    store.write("a/y", b"1")
-    store.delete("a/x")
-    store.delete("a/x")
-    assert store.names("a") == ["y"]
-    store.delete("a")
-    assert not store.exists("a/y")
-
-
 def test_a_store_travels_as_its_url(store: ArtifactStore) -> None:
     store.write("x", b"1")
     again = pickle.loads(pickle.dumps(store))
