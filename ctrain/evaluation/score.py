@@ -61,7 +61,7 @@ def score_version(
         event_time: Name of the column.
     """
     network = load_network(root, version, "judged")
-    dataset = Dataset(root, on.pipeline, on.dataset_version)
+    dataset = Dataset(root, on.pipeline, on.dataset_version, version.code)
     blocks: list[BlockScore] = []
     labels: list[npt.NDArray[Any]] = [np.empty(0)]
     scores: list[npt.NDArray[Any]] = [np.empty(0)]

@@ -30,7 +30,7 @@ class Window:
         root = Root(Path(request.root), open_root(request.root).store)
         with user_code(spec.features, "while it was imported"):
             self.view: FeatureView = load_view(spec.features)
-        self._dataset = Dataset(root, request.pipeline, request.dataset_version)
+        self._dataset = Dataset(root, request.pipeline, request.dataset_version, request.code)
 
     def partitions(self, which: str) -> list[str]:
         """Partitions that a set of weights learns from, oldest first."""

@@ -1,4 +1,3 @@
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from ctrain.models.encoder import Encoder
 from ctrain.records import EvaluationRequest, GateDecision, ModelVersion
 from ctrain.registry import write_version
 from ctrain.storage import Root
+from ctrain.storage.code import load_attribute, store_code
 
 DAYS = ("day-1", "day-2", "day-3", "day-4")
 ENCODER = Encoder({}, {"size": (0.0, 1.0)}, {"size": (-1.0, 1.0)})
@@ -49,20 +49,20 @@ def root(tmp_path: Path) -> Root:
     root = Root(tmp_path)
     sizes = np.tile(np.linspace(-1, 1, ROWS), len(DAYS))
     times = np.datetime64("2026-01-01", "us") + np.arange(len(sizes))
-    columns = {"partition": np.repeat(DAYS, ROWS), "size": sizes, "y": sizes > 0, "t": times}
+    columns = {"partition": np.repeat(DAYS, ROWS), "size": sizes, "y": 1.0 * (sizes > 0), "t": times}
     table = pa.table({name: pa.array(values) for name, values in columns.items()})
     write_deltalake(root.pipeline("p").tables / ROWS_TABLE, table, partition_by=["partition"])
     return root
 
 
-def version(root: Root, slope: float, partitions=DAYS, blocks=DAYS[-2:]) -> ModelVersion:
+def version(root: Root, slope: float, partitions=DAYS, blocks=DAYS[-2:], **changes) -> ModelVersion:
     data = safetensors.torch.save({"slope": torch.tensor(slope)})
     fields = {
         "pipeline": "p", "run_id": "r", "code": "", "features": f"{__name__}:view", "view_hash": view.hash,
         "columns": columns_to_json(view.columns),
         "model": {"type": "module", "factory": f"{__name__}:steep", "arguments": {}}, "label": "y",
         "threshold": 0.5, "dataset_version": 0, "partitions": partitions, "blocks": blocks, "seed": 0,
-        "workers": 1, "parent": "", "rows": 0, "spec_sha256": "", "environment": {},
+        "workers": 1, "parent": "", "rows": 0, "spec_sha256": "", "environment": {}, **changes,
     }  # fmt: skip
     return write_version(root, fields, (data, ENCODER.to_json()), (data, ENCODER.to_json()))
 
@@ -117,11 +117,27 @@ def test_a_judged_block_that_the_dataset_lacks_is_named(root: Root) -> None:
 
 
 def test_the_truth_is_the_candidates_label(root: Root) -> None:
-    candidate = version(root, 5.0)
-    champion = dataclasses.replace(candidate, label="renamed")
-    champion = write_version(
-        root,
-        {k: v for k, v in dataclasses.asdict(champion).items() if k not in ("id", "judged", "served")},
-        *((safetensors.torch.save({"slope": torch.tensor(5.0)}), ENCODER.to_json()) for _ in range(2)),
-    )
+    candidate, champion = version(root, 5.0), version(root, 5.0, label="renamed")
     assert judge(root, candidate, champion).criteria[1].difference == 0.0
+
+
+def test_each_version_is_scored_with_the_features_of_its_own_code(root: Root, tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "scored_view.py").write_text(
+        "from ctrain.features import Column, feature_view\n"
+        "@feature_view(size=Column.number())\n"
+        "def view(rows):\n"
+        "    from scored_helper import SIGN\n"
+        "    return {'size': SIGN * rows['size']}\n"
+    )
+    versions = []
+    for sign in (1, -1):  # the view's own source, and so its hash, stays the same
+        (tmp_path / "code" / "scored_helper.py").write_text(f"SIGN = {sign}")
+        code = store_code(root, tmp_path / "code")
+        view_hash = load_attribute(root, code, "scored_view:view").hash
+        changes = {"code": code, "features": "scored_view:view", "view_hash": view_hash}
+        versions.append(version(root, 5.0, **changes))
+    decision = judge(root, *versions)
+    assert decision.candidate_score.overall["auc"] == 1.0
+    assert decision.champion_score is not None
+    assert decision.champion_score.overall["auc"] == 0.0
