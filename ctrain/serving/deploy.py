@@ -10,6 +10,7 @@ up nobody.
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import time
@@ -23,7 +24,7 @@ from ray.serve._private.api import serve_start
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ServeDeploySchema
 
-from ctrain.errors import DeployError
+from ctrain.errors import DeployError, StorageError
 from ctrain.records import LiveDocument, Observed, ReplicaReport, from_json, to_json
 from ctrain.spec import PipelineSpec
 from ctrain.storage import Root
@@ -78,27 +79,43 @@ class RayServing:
         """Counts our own writes of the configuration: a look that began before one is out of date."""
 
     def deploy(self, document: LiveDocument) -> None:
-        """Create the application unless it exists.
+        """Create the application, or bring what the spec owns of it up to date; other options stay.
 
         Raises:
             DeployError: if Serve refuses it.
         """
+        wanted = self.app_config(document)
         with _APPS:
             apps = self._apps()
-            if self._pipeline not in apps:
-                apps[self._pipeline] = self.app_config(document)
+            found = apps.get(self._pipeline)
+            config = wanted if found is None else with_spec(found, wanted)
+            if config != found:
+                apps[self._pipeline] = config
                 self._put(apps)
         self._wrote(None)
 
     def apply(self, document: LiveDocument) -> None:
-        """Write the document to storage, then broadcast it from a thread; the newest one wins."""
-        self._root.write_live(document)
+        """Broadcast the document from a thread, the newest one wins, and write it to storage.
+
+        Storage that is away holds up no broadcast: what is resident can be rolled back without it.
+
+        Raises:
+            OSError, StorageError: if it could not be written at a second try either; it is under way to the
+                replicas all the same.
+        """
         with self._lock:
             if self._sending is None or document.order >= self._sending.order:
                 self._sending = document
             if self._sender is None or not self._sender.is_alive():
                 self._sender = threading.Thread(target=self._send, name="broadcast", daemon=True)
                 self._sender.start()
+        try:
+            self._root.write_live(document)
+        except (OSError, StorageError) as error:
+            _log.warning(
+                "live document not written, tried again: %s", error, extra={"pipeline": self._pipeline}
+            )
+            self._root.write_live(document)
 
     def settle(self, document: LiveDocument) -> None:
         """Put the document into the app's `user_config`; options that an operator set stay.
@@ -111,11 +128,7 @@ class RayServing:
             config = apps.get(self._pipeline)
             if config is None:
                 config = self.app_config(document)
-            deployments = config.setdefault("deployments", [])
-            ours = next((one for one in deployments if one["name"] == DEPLOYMENT), None)
-            if ours is None:
-                ours = {"name": DEPLOYMENT}
-                deployments.append(ours)
+            ours = _deployment(config)
             if ours.get("user_config") != to_json(document) or self._pipeline not in apps:
                 ours["user_config"] = to_json(document)
                 apps[self._pipeline] = config
@@ -256,6 +269,35 @@ class RayServing:
             if writes == self._writes:
                 self._deployed = app is not None
                 self._configured = _generation(app)
+
+
+def with_spec(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """An app's config with what the spec owns in it: arguments, replicas and their processors.
+
+    Replicas are an operator's where the deployment scales by itself.
+
+    Args:
+        found: The app as it is configured; stays as it is.
+        wanted: As the spec has it.
+    """
+    config = copy.deepcopy(found)
+    config["args"] = wanted["args"]
+    ours, own = _deployment(config), _deployment(wanted)
+    if not ours.get("autoscaling_config") and ours.get("num_replicas") != "auto":
+        ours["num_replicas"] = own["num_replicas"]
+    options = ours["ray_actor_options"] = ours.get("ray_actor_options") or {}
+    options["num_cpus"] = own["ray_actor_options"]["num_cpus"]
+    return config
+
+
+def _deployment(config: dict[str, Any]) -> dict[str, Any]:
+    """The predictor's part of an app's config; added if it is not there."""
+    deployments = config.setdefault("deployments", [])
+    ours: dict[str, Any] | None = next((one for one in deployments if one["name"] == DEPLOYMENT), None)
+    if ours is None:
+        ours = {"name": DEPLOYMENT}
+        deployments.append(ours)
+    return ours
 
 
 def _generation(app: dict[str, Any] | None) -> int | None:
