@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,32 @@ def check(path: str | Path) -> PipelineSpec:
         spec = load_spec(file)
     except SpecError as error:
         faults += error.faults
-    faults += _code_faults(file)
+    with _importable(file):
+        faults += _code_faults(file)
+        if spec is not None and not faults:
+            faults += _faults_of_both(spec)
     if faults or spec is None:
         raise SpecError(str(path), tuple(faults))
     return spec
+
+
+@contextmanager
+def _importable(file: Path) -> Iterator[None]:
+    """Let the code beside the spec and here be imported."""
+    before = list(sys.path)
+    sys.path[:0] = [str(file.resolve().parent), str(Path.cwd())]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _faults_of_both(spec: PipelineSpec) -> list[Fault]:
+    """Where spec and view are each right and do not go together."""
+    from ctrain.data.contract import contract_faults
+    from ctrain.features import load_view
+
+    return contract_faults(spec, load_view(spec.features))
 
 
 def _code_faults(file: Path) -> list[Fault]:
@@ -46,13 +70,7 @@ def _code_faults(file: Path) -> list[Fault]:
     named = {"features": raw.get("features")}
     if isinstance(model, dict) and model.get("type") == "module":
         named["model.factory"] = model.get("factory")
-    folders = [str(file.resolve().parent), str(Path.cwd())]
-    before = list(sys.path)
-    sys.path[:0] = folders
-    try:
-        checks = [_code_fault(where, path) for where, path in named.items()]
-    finally:
-        sys.path[:] = before
+    checks = [_code_fault(where, path) for where, path in named.items()]
     return [fault for fault in checks if fault is not None]
 
 

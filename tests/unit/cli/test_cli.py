@@ -3,9 +3,10 @@ import json
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx2
 import pytest
@@ -118,6 +119,14 @@ def test_check_survives_code_that_cannot_be_imported(
     (project / "cli_user_code.py").write_text("import no_such_module_of_anyone")
     assert cli.main(["check", "pipeline.yaml"]) == 1
     assert "no_such_module_of_anyone" in capsys.readouterr().err
+
+
+def test_check_tells_what_spec_and_view_do_not_show_alone(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "pipeline.yaml").write_text(SPEC.replace("name: y", "name: x"))
+    assert cli.main(["check", "pipeline.yaml"]) == 1
+    assert "the view reads the label 'x'" in capsys.readouterr().err
 
 
 def test_status_is_a_page_for_people(
@@ -371,3 +380,31 @@ def test_a_retrain_that_does_not_end_with_a_promotion_fails_with_what_ended_it(
 def test_a_retrain_that_is_not_over_in_time_says_that_it_goes_on(retrain: Callable[..., Any]) -> None:
     with pytest.raises(CtrainError, match="It goes on"):
         retrain(*OTHERS, run_started("p-00002-1"))
+
+
+class Repeated(NamedTuple):
+    expected: dict[str, str]
+    found: dict[str, str]
+    changed: dict[str, str]
+
+    @property
+    def same(self) -> bool:
+        return self.expected == self.found
+
+
+@pytest.mark.parametrize(("again", "code"), [("abc", 0), ("xyz", 1)])
+def test_reproduce_shows_both_hashes_and_ends_with_one_where_they_differ(
+    again: str, code: int, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = types.ModuleType("ctrain.training.reproduce")
+    module.reproduce = lambda root, version: Repeated(  # type: ignore[attr-defined]
+        {"served": "abc"}, {"served": again}, {"torch": "1 -> 2"}
+    )
+    monkeypatch.setitem(sys.modules, "ctrain.training.reproduce", module)
+    monkeypatch.setattr(driver, "attach", lambda: None)
+    monkeypatch.setattr(driver, "_state", lambda place, pipeline: State(champion="v-id"))
+    assert cli.main(["reproduce"]) == code
+    told = capsys.readouterr()
+    assert "was abc" in told.out
+    assert f"is  {again}" in told.out
+    assert ("torch 1 -> 2" in told.err) == bool(code)
