@@ -29,7 +29,7 @@ create table if not exists answers (
     prediction_id text primary key,
     time real not null,
     event real,
-    version text not null,
+    champion integer not null,
     value real not null
 ) without rowid;
 create index if not exists answers_time on answers (time);
@@ -44,11 +44,11 @@ _NEWLY_MATURE = (
 _READY = [
     # the label came in this window, and the answer is mature
     "select a.value, l.value from truth.labels l cross join answers a using (prediction_id) "
-    f"where l.first_at >= :end_before and l.first_at < :end and a.version = :version and {_MATURE}",
+    f"where l.first_at >= :end_before and l.first_at < :end and a.champion and {_MATURE}",
     # the label came earlier, and the answer is mature now
     *(
         "select a.value, l.value from answers a cross join truth.labels l using (prediction_id) "
-        f"where {newly} and a.version = :version and l.first_at < :end_before"
+        f"where {newly} and a.champion and l.first_at < :end_before"
         for newly in _NEWLY_MATURE
     ),
 ]
@@ -73,7 +73,8 @@ class Scored(NamedTuple):
     time: float
     event: float | None
     """Event time in seconds since 1970; None where the request does not carry it."""
-    version: str
+    champion: bool
+    """Whether the champion of its time gave it; a challenger's answers are the rollout's to judge."""
     value: float
 
 
@@ -97,10 +98,10 @@ class Ready:
 
     labelled: int
     values: npt.NDArray[np.float64]
-    """Probabilities of at most SCORED_AT_MOST ready answers."""
+    """Probabilities of at most SCORED_AT_MOST ready answers of champions."""
     truths: npt.NDArray[np.float64]
     pending: int
-    """Answers of any version that became mature without a label."""
+    """Answers of champion and challenger that became mature without a label."""
     orphans: int
     """Labels that came for no known answer."""
 
@@ -137,18 +138,16 @@ class Scores:
         """Add answers; those that are there already stay as they are."""
         self._db.executemany("insert or ignore into answers values (?, ?, ?, ?, ?)", answers)
 
-    def ready(self, before: Mark, mark: Mark, version: str) -> Ready:
+    def ready(self, before: Mark, mark: Mark) -> Ready:
         """Tell what became ready after one mark, up to another one, which is remembered.
 
         Args:
             before: The earlier mark.
             mark: The later one.
-            version: Id of the model version whose answers are scored.
         """
         row = (mark.end, mark.event_limit, mark.clock_limit)
         self._db.execute("insert or replace into marks values (?, ?, ?)", row)
         asked = {
-            "version": version,
             "end": mark.end, "event_limit": mark.event_limit, "clock_limit": mark.clock_limit,
             "end_before": before.end, "event_before": before.event_limit, "clock_before": before.clock_limit,
         }  # fmt: skip

@@ -1,9 +1,10 @@
 """Windows of live traffic: join predictions with labels, score them, test the inputs for drift.
 
 `summarise` is the room's door and runs in a Ray task; `judge_window` is what it does with the logs. Rows,
-latency and drift are those of the answers of the window; metrics are those of the answers that became
-ready in it: labelled, and mature by the pipeline's rule (`matures_after` after the event). An answer
-whose label comes after the label horizon, or that the log lost, counts in no window.
+latency and drift are those of the answers of the window; metrics are those of the champion's answers that
+became ready in it: labelled, and mature by the pipeline's rule (`matures_after` after the event). The
+champion is the one that answered then: where labels come later than promotions, the present one has none.
+An answer whose label comes after the label horizon, or that the log lost, counts in no window.
 
 The log is read batch by batch, each answer once; what is kept of it is bounded (`scores`, `sample`). What
 no label reaches any more is deleted at the end of a window.
@@ -43,7 +44,7 @@ LATENCIES = 100_000
 REFERENCE_PARTITIONS = 7
 """Newest partitions of the champion's training data that the reference is drawn from."""
 
-_COLUMNS = ("prediction_id", "time", "version", "value", "latency", "features")
+_COLUMNS = ("prediction_id", "time", "slot", "value", "latency", "features")
 
 
 def summarise(request: WindowRequest) -> WindowReport:
@@ -78,7 +79,7 @@ def judge_window(
         for batch in scan_log(folder, begin, request.end, _COLUMNS):
             scores.add(_scored(batch, spec.source.event_time))
             window.add(batch)
-        ready = scores.ready(before, _mark(request, spec, before), request.champion)
+        ready = scores.ready(before, _mark(request, spec, before))
         scores.commit()
     enough = window.rows >= spec.monitoring.minimum_rows
     return WindowReport(
@@ -175,11 +176,11 @@ def _mark(request: WindowRequest, spec: PipelineSpec, before: Mark) -> Mark:
 
 
 def _scored(batch: pa.RecordBatch, event_time: str) -> Iterator[Scored]:
-    columns = (
-        batch.column(name).to_pylist() for name in ("prediction_id", "time", "features", "version", "value")
-    )
-    for name, time, features, version, value in zip(*columns, strict=True):
-        yield Scored(name, time, seconds_of(json.loads(features).get(event_time)), version, value)
+    names = ("prediction_id", "time", "features", "slot", "value")
+    columns = (batch.column(name).to_pylist() for name in names)
+    for name, time, features, slot, value in zip(*columns, strict=True):
+        event = seconds_of(json.loads(features).get(event_time))
+        yield Scored(name, time, event, slot == "champion", value)
 
 
 def seconds_of(moment: Any) -> float | None:

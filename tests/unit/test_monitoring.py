@@ -65,10 +65,9 @@ class Logs:
         end: float = END,
         watermark: float = END,
         reference: dict[str, Any] | None = None,
-        champion: str = "champion",
     ) -> WindowReport:
         """Summarise one window."""
-        request = WindowRequest("k", "p", "/root", self.spec.to_json(), champion, start, end, watermark)
+        request = WindowRequest("k", "p", "/root", self.spec.to_json(), "v7", start, end, watermark)
         return judge_window(request, self.spec, self.folder, lambda: reference or {})
 
 
@@ -77,9 +76,8 @@ def logs(tmp_path: Path) -> Logs:
     return Logs(tmp_path)
 
 
-def answer(at: float, value: float = 0.9, version: str = "champion", **features: Any) -> Answer:
-    name = IDS.new(at)
-    return Answer(name, at, None, version, "v1", "champion", "", 0.0, value, 0.5, 0.01, features)
+def answer(at: float, value: float = 0.9, slot: str = "champion", **features: Any) -> Answer:
+    return Answer(IDS.new(at), at, None, "v7", "v7", slot, "", 0.0, value, 0.5, 0.01, features)
 
 
 def test_a_window_without_answers_has_no_numbers(logs: Logs) -> None:
@@ -115,13 +113,21 @@ def test_metrics_do_not_pool_the_windows_before(logs: Logs) -> None:
 
 
 def test_only_mature_answers_of_the_champion_are_scored(logs: Logs) -> None:
-    ripe, other = answer(END - MATURES - 1), answer(END - MATURES - 1, version="challenger")
+    ripe, other = answer(END - MATURES - 1), answer(END - MATURES - 1, slot="challenger")
     young = answer(END - MATURES + 1)
     logs.log(ripe, other, young)
     logs.label(ripe, other, young)
     report = logs.judge()
     assert (report.labelled, report.pending_labels, report.orphan_labels) == (1, 0, 0)
     assert logs.judge(END, END + HOUR).labelled == 1  # the young one, with the label that came before
+
+
+def test_answers_of_a_champion_that_was_replaced_before_their_labels_came_count(logs: Logs) -> None:
+    earlier = answer(START - DAY)._replace(version="v6", label="v6")
+    logs.log(earlier)
+    logs.judge(START - HOUR, START)
+    logs.label(earlier)
+    assert logs.judge().labelled == 1
 
 
 def test_answers_that_carry_the_event_time_mature_by_the_watermark_and_not_by_the_clock(logs: Logs) -> None:
