@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ctrain.demo.screen import Screen
 from ctrain.demo.story import Story
+from ctrain.errors import CtrainError
 
 
 def main() -> int:
@@ -28,7 +29,7 @@ def main() -> int:
     with Screen() as screen:
         try:
             happened = Story(folder, screen).tell()
-        except TimeoutError as error:
+        except (TimeoutError, CtrainError) as error:
             screen.say(f"gave up: {error}")
             return 1
     print(f"look next: {folder}/demo.png, {folder}/root/flights-late/journal.db (every decision),")

@@ -1,7 +1,7 @@
 """The demo's Ray side, a process of its own: it starts Ray and the pipeline, then obeys lines on stdin.
 
-Takes one command a line (`kill-controller`, `stop`), prints one JSON object for each. The table is drawn
-by the parent, which is no Ray driver, so that Ray's own warnings do not tear it.
+Takes one command a line (`controller`, `kill-controller`, `stop`), prints one JSON object for each but the
+last. The table is drawn by the parent, which is no Ray driver, so that Ray's own warnings do not tear it.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ def main() -> None:
     say(_start(load_spec(spec_path), root, folder))
     for line in sys.stdin:
         command = line.strip()
-        if command == "kill-controller":
-            pid = ray.get(find_controller().ping.remote())["pid"]
-            os.kill(pid, signal.SIGKILL)
-            say({"killed": pid})
+        if command in ("controller", "kill-controller"):
+            pid = ray.get(find_controller().ping.remote(), timeout=60)["pid"]
+            if command == "kill-controller":
+                os.kill(pid, signal.SIGKILL)
+            say({"pid": pid})
         elif command == "stop":
             break
     ray.shutdown()

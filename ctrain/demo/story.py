@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from ctrain.client import Client, Status
+from ctrain.demo.child import SWITCHES, Child, ray_side
 from ctrain.demo.data import days, land_day
 from ctrain.demo.picture import Figures, decisions, draw, figures
 from ctrain.demo.screen import Screen
@@ -23,19 +20,14 @@ from ctrain.models.loading import load_network
 from ctrain.registry import read_version
 from ctrain.storage import Root
 
-URL = "http://127.0.0.1:8000"
 SPEC = Path(__file__).with_name("pipeline.yaml")
 FIRST_DAYS, NEW_DAYS = 24, 3
 
-ENVIRONMENT = {
-    "RAY_worker_niceness": "0",
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
-}
-"""Ray reads these at its start: its own workers at normal priority, HAProxy in front, retries."""
+ENVIRONMENT = SWITCHES
+"""What the benchmarks start their Ray with as well."""
+
+ANSWERS_BEFORE_THE_FAULT = 60
+"""Users that the faulty challenger answers well before its fault is switched on."""
 
 
 class Story:
@@ -60,6 +52,10 @@ class Story:
 
         Returns:
             Whether everything happened and no request failed.
+
+        Raises:
+            TimeoutError: if something did not happen in time.
+            CtrainError: if the Ray process died, with the end of its log.
         """
         say = self._screen.say
         say("this demo asks less evidence than the defaults, so that a rollout fits into a minute:")
@@ -68,32 +64,20 @@ class Story:
         )
         self._land(FIRST_DAYS)
         say("starting Ray")
-        command = [sys.executable, "-m", "ctrain.demo.cluster", str(self._folder), str(SPEC)]
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, **ENVIRONMENT},
-        )
-        assert child.stdin is not None
-        assert child.stdout is not None
+        child, url = ray_side(self._folder, SPEC)
         try:
-            token = json.loads(child.stdout.readline())["token"]
-            with Client(URL, self._pipeline, token=token) as client:
-                found, picture = self._chapters(client, child)
+            token = child.answer()["token"]
+            say(f"pipeline {self._pipeline} at {url}/{self._pipeline}")
+            with Client(url, self._pipeline, token=token) as client:
+                found, picture = self._chapters(client, url, child)
         finally:
-            _tell(child, "stop")
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(timeout=60)
-            child.kill()
+            child.end()
         assert self._traffic is not None
         self._screen.__exit__(None, None, None)
         self._screen.end(self.done, self._traffic, found, picture)
         return all(self.done.values())
 
-    def _chapters(self, client: Client, child: subprocess.Popen[str]) -> tuple[Figures, str]:
+    def _chapters(self, client: Client, url: str, child: Child) -> tuple[Figures, str]:
         until, say = self._until, self._screen.say
         first = until(
             client,
@@ -102,7 +86,7 @@ class Story:
         )
         assert first.champion is not None
         static = load_network(self._root, read_version(self._root, first.champion.version), "served")
-        traffic = Traffic(URL, self._pipeline, static, self._days[self._landed])
+        traffic = Traffic(url, self._pipeline, static, self._days[self._landed])
         self._traffic = traffic
         traffic.start()
         try:
@@ -110,11 +94,13 @@ class Story:
             until(client, "first promotion under traffic", lambda s: _ends(s, "promoted") >= 2)
             changed = time.time()
             self._land(NEW_DAYS)
-            until(client, "the next challenger is in its canary", lambda s: s.split > 0)
-            _tell(child, "kill-controller")
-            say("controller killed with -9 in the middle of the rollout")
-            name = "second promotion, by the controller that came back"
-            until(client, name, lambda s: _ends(s, "promoted") >= 3)
+            before = until(client, "the next challenger is in its canary", lambda s: s.split > 0)
+            killed = child.ask("kill-controller")["pid"]
+            say(f"controller, process {killed}, killed with -9 in the middle of the rollout")
+            name = "another process of the controller came back, with a higher epoch"
+            until(client, name, lambda s: s.epoch > before.epoch)
+            self.done[name] = child.ask("controller")["pid"] != killed
+            until(client, "second promotion, by it", lambda s: _ends(s, "promoted") >= 3)
             say("a candidate trained on shuffled labels, to be refused")
             self._retrain(client, "shuffled labels", {"model": {"arguments": {"shuffled": True}}})
             until(client, "shuffled labels refused by the gate", lambda s: _ends(s, "refused") >= 1)
@@ -123,18 +109,24 @@ class Story:
             self._retrain(
                 client, "faulty in the canary", {"model": {"arguments": {"fault_file": str(fault)}}}
             )
-            until(client, "the faulty challenger answers users", lambda s: s.split > 0)
+            until(client, "the faulty challenger answers users", _answers(traffic, ANSWERS_BEFORE_THE_FAULT))
             fault.touch()
-            until(client, "it is rolled back in the canary", lambda s: _ends(s, "aborted") >= 1)
+            name = "it is rolled back in the canary, since it fails"
+            until(client, name, lambda s: _ends(s, "aborted") >= 1)
+            self.done[name] = " failed " in _withdrawn(client)["reason"]
             say("a version whose weights file is damaged on disk, to be refused")
             known = self._versions()
             self._retrain(client, "its weights will be damaged", {"training": {"seed": 11}})
-            self._damage(known)
-            until(client, "damaged weights refused by the replicas", lambda s: _ends(s, "aborted") >= 2)
+            damaged = self._damage(known)
+            name = "damaged weights refused by the replicas"
+            until(client, name, lambda s: _ends(s, "aborted") >= 2)
+            withdrawn = _withdrawn(client)
+            refused = "refused the weights: CorruptArtifactError" in withdrawn["reason"]
+            self.done[name] = refused and withdrawn["version"] == damaged
         finally:
             traffic.stop()
         self.done["no request failed"] = not traffic.failed
-        moves = decisions(client.why())
+        moves = decisions(client.why(limit=1000))
         picture = self._folder / "demo.png"
         draw(traffic.answers, moves, picture)
         return figures(traffic.answers, moves, changed), str(picture)
@@ -156,8 +148,12 @@ class Story:
             name for name in self._root.models.names() if self._root.models.exists(f"{name}/manifest.json")
         }
 
-    def _damage(self, known: set[str], seconds: float = 120) -> None:
-        """Flip one bit of the next version's served weights as soon as it is registered."""
+    def _damage(self, known: set[str], seconds: float = 120) -> str:
+        """Flip one bit of the next version's served weights as soon as it is registered; gives its id.
+
+        Raises:
+            TimeoutError: if none is registered in time.
+        """
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             for name in self._versions() - known:
@@ -165,8 +161,9 @@ class Story:
                 data[-1] ^= 1
                 self._root.models.write(f"{name}/served.safetensors", bytes(data))
                 self._screen.say(f"one bit of {name}'s served weights flipped on disk")
-                return
+                return name
             time.sleep(0.02)
+        raise TimeoutError(f"no version to damage was registered within {seconds:.0f} s")
 
     def _until(
         self, client: Client, what: str, condition: Callable[[Status], bool], seconds: float = 180
@@ -199,8 +196,17 @@ def _ends(status: Status, end: str) -> int:
     return sum(version.get("end") == end for version in status.versions)
 
 
-def _tell(child: subprocess.Popen[str], line: str) -> None:
-    if child.stdin is not None and child.poll() is None:
-        with suppress(BrokenPipeError):
-            child.stdin.write(line + "\n")
-            child.stdin.flush()
+def _answers(traffic: Traffic, count: int) -> Callable[[Status], bool]:
+    """Whether the challenger of a status has answered so many users."""
+
+    def enough(status: Status) -> bool:
+        label = status.challenger.label if status.challenger is not None else ""
+        return status.split > 0 and sum(one.version == label for one in traffic.answers[-2000:]) >= count
+
+    return enough
+
+
+def _withdrawn(client: Client) -> dict[str, str]:
+    """Version and reason of the newest rollout that was withdrawn."""
+    newest: dict[str, str] = [event for event in client.why() if event["kind"] == "aborted"][-1]["data"]
+    return newest
