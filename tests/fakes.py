@@ -209,6 +209,8 @@ class FakeReplica:
     fenced: bool = True
     document: LiveDocument | None = None
     history: list[LiveDocument] = field(default_factory=list)
+    past: list[list[LiveDocument]] = field(default_factory=list)
+    """Histories of earlier incarnations."""
     refuses: set[str] = field(default_factory=set)
     errors: set[str] = field(default_factory=set)
     """Versions that fail on every request that they answer."""
@@ -221,6 +223,14 @@ class FakeReplica:
         if self.document is None or document.order != self.document.order:
             self.history.append(document)
         self.document = document
+
+    def restart(self, stored: LiveDocument | None) -> None:
+        """Die and come back with the document that lies in storage."""
+        self.past.append(self.history)
+        self.document, self.history = None, []
+        self.arms, self.pairs = {}, {}
+        if stored is not None:
+            self.take(stored)
 
     def serve(self, requests: int) -> None:
         """Answer requests in exact proportion of the split, and mirror."""
@@ -249,7 +259,7 @@ class FakeReplica:
         slots = document.slots.values() if document is not None else ()
         return ReplicaReport(
             replica=self.name,
-            incarnation=self.name,
+            incarnation=f"{self.name}{len(self.past)}",
             epoch=document.epoch if document else 0,
             generation=document.generation if document else 0,
             resident={s.version: s.sha256 for s in slots if s.version not in self.refuses},

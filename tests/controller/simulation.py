@@ -3,19 +3,23 @@
     python tests/controller/simulation.py --seeds 5000 [--mutant no_serve_fence]
 
 Two controllers take turns; each may be killed before or after any call to a room or the journal, and
-an older one may wake up again. Documents are delivered late and twice. At the end of a history
-everything that was asked for must have happened once, and serving must stand where the journal does.
+an older one may wake up again. Rooms and the database fail for a moment, documents are delivered late and
+twice, replicas restart, the application is deleted, people ask for everything that they may ask for, runs
+fail, gates refuse. At the end of a history everything that was asked for must have happened once, and
+serving must stand where the journal does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import random
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,13 +29,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from factories import spec
 from fakes import FakeClock, FakeEvaluation, FakeIngest, FakeMonitoring, FakeReplica, FakeServing, World
+from sqlalchemy.exc import OperationalError
 
 from ctrain.controller import controller as controller_module
+from ctrain.controller import decide as decide_module
 from ctrain.controller.clock import SteadyClock
-from ctrain.controller.controller import Controller, recover
+from ctrain.controller.controller import Controller, recover, verify
+from ctrain.controller.decide import due
 from ctrain.controller.journal import Event, Journal, Operation
-from ctrain.errors import FencedError
-from ctrain.records import LiveDocument
+from ctrain.controller.observations import Seen
+from ctrain.controller.state import State, fold
+from ctrain.errors import FencedError, JournalError
+from ctrain.records import Json, LiveDocument, Observed
 
 MUTANTS = (
     "no_serve_fence",
@@ -43,6 +52,8 @@ MUTANTS = (
 )
 STEPS = 160
 controller_module.SNAPSHOT_EVERY = 20
+decide_module.INGEST_PAUSE, decide_module.INGEST_LONGEST = 5.0, 20.0
+logging.getLogger("ctrain.controller").setLevel(logging.CRITICAL)
 CALM = 400
 """Steps without crashes in which everything that was asked for must come to its end."""
 
@@ -51,8 +62,8 @@ MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 VERSIONS = 3
 
 
-class Crash(Exception):
-    """The process was killed here."""
+class Crash(BaseException):
+    """The process was killed here: nothing catches it."""
 
 
 class Violation(AssertionError):
@@ -60,19 +71,21 @@ class Violation(AssertionError):
 
 
 class Dice:
-    """Crashes with some probability at every point that is asked about."""
+    """Crashes and faults, each with some probability at every point that is asked about."""
 
     def __init__(self, rng: random.Random) -> None:
-        self.rng, self.crash, self.crashes = rng, 0.0, 0
+        self.rng, self.crash, self.fault, self.crashes = rng, 0.0, 0.0, 0
 
-    def point(self) -> None:
+    def point(self, fault: Exception | None = None) -> None:
         if self.rng.random() < self.crash:
             self.crashes += 1
             raise Crash
+        if fault is not None and self.rng.random() < self.fault:
+            raise fault
 
 
 class Crashing:
-    """A room whose every call may be the last, before it or after it."""
+    """A room whose every call may be the last, or fail, before it or after it."""
 
     def __init__(self, room: Any, dice: Dice) -> None:
         self._room, self._dice = room, dice
@@ -81,9 +94,10 @@ class Crashing:
         method = getattr(self._room, name)
 
         def call(*args: Any) -> Any:
-            self._dice.point()
+            self._dice.point(ConnectionError("away"))
             result = method(*args)
-            self._dice.point()
+            # A poll hands its outcomes out once: they are lost with the process, never with the answer.
+            self._dice.point(None if name == "poll" else ConnectionError("the answer was lost"))
             return result
 
         return call
@@ -101,28 +115,35 @@ class CrashingJournal(Journal):
         if self._mutant != "no_journal_fence":
             super().check(epoch)
 
-    def append(self, epoch: int, entries: Any, at: float, operation: Operation | None = None) -> list[Event]:
-        self._dice.point()
+    def append(
+        self, epoch: int, entries: Any, at: float, operation: Operation | None = None, accept: Any = None
+    ) -> list[Event]:
+        self._dice.point(OperationalError("append", {}, Exception("locked")))
         if self._mutant == "no_journal_fence":
             with self._engine.connect() as connection:
                 epoch = self._epoch(connection)
         if self._mutant == "no_idempotency_key":
             operation = None
-        events = super().append(epoch, entries, at, operation)
-        self._dice.point()
+        events = super().append(epoch, entries, at, operation, accept)
+        self._dice.point(OperationalError("append", {}, Exception("the answer was lost")))
         return events
 
 
 class LateServing(FakeServing):
     """Documents reach a replica now, later, or twice; every replica also pulls in the end."""
 
-    def __init__(self, rng: random.Random, mutant: str) -> None:
+    def __init__(self, rng: random.Random, mutant: str, journaled: Callable[[], int]) -> None:
         super().__init__(
             [FakeReplica("a", mutant != "no_serve_fence"), FakeReplica("b", mutant != "no_serve_fence")]
         )
-        self.rng, self.mail = rng, []  # type: ignore[var-annotated]
+        self.rng, self.mail, self.journaled = rng, [], journaled  # type: ignore[var-annotated]
+        self.steered: list[tuple[int, int]] = []
+        """(generation, number of events journaled by then) of every document that was sent."""
 
     def apply(self, document: LiveDocument) -> None:
+        self.steered.append((document.generation, self.journaled()))
+        if self.stored is None or document.order >= self.stored.order:
+            self.stored = document
         for replica in self.replicas:
             for _ in range(self.rng.choice((0, 1, 1, 1, 2))):
                 self.mail.append((self.rng.choice((0, 0, 1, 5, 30)), replica, document))
@@ -139,19 +160,20 @@ def mutate(controller: Controller, mutant: str) -> None:
     """Break one controller on purpose."""
     if mutant == "edge_triggered":
         # Acts on the transition only: what a crash left undone is never found again.
-        controller._started |= {command.key for command in controller_module.due(controller.state)}
+        controller._started |= {command.key for command in due(controller.state)}
         controller._applied, controller._applied_at = controller.document.order, float("inf")
     if mutant == "no_observed_generation":
         decide_now = controller._decide
 
         def hasty(observation: Any) -> Any:
-            state = controller.state
-            if state.rollout is not None and state.rollout.since == 0.0:
-                rollout = replace(state.rollout, since=state.at - 100.0)
-                controller.state = replace(state, rollout=rollout)
-            decision = decide_now(observation)
+            state, decision = controller.state, decide_now(observation)
+            if state.rollout is None or not isinstance(observation, Seen):
+                return decision
+            controller.state = replace(state, rollout=replace(state.rollout, since=state.at - 100.0))
+            looked = decide_now(Seen(believed(observation.observed, controller.document)))
             controller.state = state
-            return decision
+            seen = any(entry.kind == "converged" for entry in decision.events)
+            return replace(looked, events=tuple(e for e in looked.events if seen or e.kind != "converged"))
 
         controller._decide = hasty  # type: ignore[method-assign]
     if mutant == "act_before_commit":
@@ -161,17 +183,52 @@ def mutate(controller: Controller, mutant: str) -> None:
             before = controller.state
             for number, entry in enumerate(decision.events, before.seq + 1):
                 event = Event(number, controller.epoch, controller._now(), entry.kind, entry.data, "", "")
-                controller.state = controller_module.fold(controller.state, event)
+                controller.state = fold(controller.state, event)
             if controller.state is not before:
                 controller._steer_now()  # type: ignore[attr-defined]
             controller.state = before
             return commit(decision, operation)
 
         def steer_now() -> None:
-            controller._rooms.serving.apply(controller.document)
+            with suppress(ConnectionError):
+                controller._rooms.serving.apply(controller.document)
 
         controller._steer_now = steer_now  # type: ignore[attr-defined]
         controller._commit = early  # type: ignore[method-assign]
+
+
+def believed(observed: Observed, document: LiveDocument) -> Observed:
+    """What replicas would say if each had taken the document."""
+    held = {slot.version: slot.sha256 for slot in document.slots.values()}
+    taken = [replace(r, generation=document.generation, resident=held) for r in observed.reports]
+    return replace(observed, reports=tuple(taken))
+
+
+class Asked:
+    """What people ask for, each again and again under its key, and what they were told."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.requests = [("start", "k-start", self.body())]
+        self.told: dict[str, Json] = {}
+
+    def body(self) -> Json:
+        steps = self.rng.choice(([0.1, 0.5], [0.1, 0.5], [0.2], [0.05, 0.2, 0.5]))
+        plan = {"type": "canary", "shadow": 20, "steps": steps, "hold": 5.0}
+        return {"spec": spec(rollout=plan).to_json(), "code": self.rng.choice(("", "c1"))}
+
+    def something(self, step: int) -> None:
+        """One more wish, of any kind."""
+        verb = self.rng.choice(
+            ("retrain", "pause", "resume", "abort", "promote", "rollback", "stop", "start")
+        )
+        self.requests.append((verb, f"k-{step}-{verb}", self.body() if verb == "start" else {}))
+
+    def put(self, controller: Controller, verb: str, key: str, body: Json) -> None:
+        answer = controller.operate(verb, key, "sim", f"asked by {key}", body)
+        told = {name: value for name, value in answer.items() if name != "generation"}
+        if self.told.setdefault(key, told) != told:
+            raise Violation(f"{key} was answered {self.told[key]}, then {told}")
 
 
 def history(seed: int, mutant: str = "") -> int:
@@ -184,22 +241,28 @@ def history(seed: int, mutant: str = "") -> int:
         Violation: says which invariant broke.
     """
     rng = random.Random(seed)
-    dice = Dice(rng)
+    dice, asked = Dice(rng), Asked(rng)
     world, wall, monotonic = World(), FakeClock(1e6), FakeClock(0.0)
-    serving = world.serving = LateServing(rng, mutant)
-    bad = {f"m-p-{number:05d}-1" for number in range(2, 12) if rng.random() < 0.4}
+    serving = world.serving = LateServing(rng, mutant, lambda: length(first))
+    versions = [f"m-p-{number:05d}-{attempt}" for number in range(1, 30) for attempt in (1, 2)]
+    bad = {version for version in versions[2:] if rng.random() < 0.3}
+    damaged = {version for version in versions if rng.random() < 0.1}
     for replica in serving.replicas:
         replica.errors |= bad
+        replica.refuses |= damaged
+    world.training.bad |= {version.removeprefix("m-") for version in versions if rng.random() < 0.2}
+    verdicts = {version: "refuse" for version in versions[2:] if rng.random() < 0.15}
+    unscored = {version for version in versions[2:] if rng.random() < 0.1}
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         url = f"sqlite:///{folder}/journal.db"
         first = Journal(url, "p")
-        crash_rate = rng.choice((0.0, 0.01, 0.05, 0.15))
+        crash_rate, fault_rate = rng.choice((0.0, 0.01, 0.05, 0.15)), rng.choice((0.0, 0.0, 0.02, 0.1))
         alive: list[Controller | None] = [None, None]
 
         def rooms() -> Any:
             # Outcomes that were not polled die with the process; what was done stays done.
-            world.ingest = FakeIngest(commits=world.ingest.commits)
-            world.evaluation, world.monitoring = FakeEvaluation(), FakeMonitoring()
+            world.ingest = FakeIngest(commits=world.ingest.commits, bad=world.ingest.bad)
+            world.evaluation, world.monitoring = FakeEvaluation(verdicts, bad=unscored), FakeMonitoring()
             plain = world.rooms()
             return type(plain)(*(Crashing(getattr(plain, name), dice) for name in plain.__slots__))
 
@@ -215,101 +278,148 @@ def history(seed: int, mutant: str = "") -> int:
                 if alive[index] is None:
                     alive[index] = born()
                 work(alive[index])  # type: ignore[arg-type]
-            except (Crash, FencedError):
+            except (Crash, FencedError, OperationalError):
                 alive[index] = None
 
-        body = {"spec": spec().to_json(), "code": ""}
-        asked = [("start", "k-start", body)]
         landed = 0
         for step in range(STEPS + CALM):
             ending = step >= STEPS
+            if step == STEPS:
+                # Whatever was paused or stopped goes on, so that there is an end to reach.
+                asked.requests += [("start", "k-last-start", asked.body()), ("resume", "k-last-resume", {})]
+                world.ingest.bad.clear()
             if ending and settled(alive[0], len(world.source.landed)):
                 break
-            dice.crash = 0.0 if ending else crash_rate
+            dice.crash, dice.fault = (0.0, 0.0) if ending else (crash_rate, fault_rate)
             wall.now += 1 + (rng.choice((-3600, -30, 30, 3600)) if rng.random() < 0.02 else 0)
             monotonic.now += 1
             serving.tick()
             for replica in serving.replicas:
+                if not ending and rng.random() < 0.01:
+                    replica.restart(serving.stored)
                 replica.serve(400)
+            if not ending and rng.random() < 0.01:
+                serving.deployed = False
             if step % 40 == 0 and landed < VERSIONS + 2:
                 world.land(*(range(3) if landed == 0 else [landed + 2]))
                 landed += 1
-            if step == 70:
-                asked.append(("retrain", "k-retrain", {}))
+            if not ending and rng.random() < 0.02:
+                world.ingest.bad ^= {f"day-{rng.randrange(6):03d}"}
+            if not ending and rng.random() < 0.05:
+                asked.something(step)
             index = 0 if ending else rng.choice((0, 0, 0, 1))
-            for verb, key, request in asked:
-                if rng.random() < 0.3 or ending:
-                    use(index, lambda c, v=verb, k=key, r=request: c.operate(v, k, "sim", "simulated", r))
+            for verb, key, request in asked.requests[-12:] if not ending else asked.requests:
+                if key not in asked.told if ending else rng.random() < 0.3:
+                    use(index, lambda c, v=verb, k=key, r=request: asked.put(c, v, k, r))
             use(index, lambda c: c.step())
         last = alive[0]
         if last is None:
             raise Violation("no controller is left")
-        check(last, world, serving, bad, len(asked))
+        check(last, world, serving, bad, asked)
         first.close()
     return dice.crashes
 
 
+def length(journal: Journal) -> int:
+    """Number of events."""
+    with journal._engine.connect() as connection:
+        return journal._head(connection)[0]
+
+
 def settled(last: Controller | None, landed: int) -> bool:
     """Whether nothing is left to be done; a calm world must get there."""
-    if last is None or len(last.state.partitions) < landed:
+    if last is None or last.state.stopped or len(last.state.partitions) < landed:
         return False
     state = last.state
-    idle = not state.busy and state.ingest is None and state.wanted is None
-    return idle and state.converged == state.generation == state.settled
+    idle = not state.busy and state.ingest is None and (state.wanted is None or bool(state.waiting))
+    written = state.settled == state.generation or not state.champion
+    return idle and not last.faults and state.converged == state.generation and written
 
 
-def check(last: Controller, world: World, serving: LateServing, bad: set[str], asked: int) -> None:
+def check(last: Controller, world: World, serving: LateServing, bad: set[str], asked: Asked) -> None:
     """What must hold at the end of every history."""
     journal, state = last._journal, last.state
-    journal.verify()
+    verify(journal)
     events = journal.read()
     if recover(journal) != state:
         raise Violation("the controller's state is not the journal's")
-    if not state.champion:
-        raise Violation("nothing serves")
-    if state.champion in bad:
-        raise Violation(f"{state.champion} fails on every request, and serves")
-    if [event.data.get("trigger") for event in events if event.kind == "retrain_wanted"].count(
-        "operator"
-    ) != 1:
-        raise Violation("a retraining that was asked for once was journaled another number of times")
-    promoted = [event.data["version"] for event in events if event.kind == "promoted"]
-    if len(promoted) != len(set(promoted)):
-        raise Violation("a version was promoted twice")
+    if not settled(last, len(world.source.landed)):
+        raise Violation(
+            f"work was left undone: {state.busy or state.wanted or last.faults or 'ingest, serving'}"
+        )
+    check_events(events, bad, asked)
+    state, born = State(), {0: 0}
+    for event in events:
+        state = fold(state, event)
+        born.setdefault(state.generation, event.seq)
+    if any(written < born[generation] for generation, written in serving.steered):
+        raise Violation("replicas were sent a document that no journal held yet")
     committed = [e.data["partition"]["name"] for e in events if e.kind == "partition_committed"]
     if len(committed) != len(set(committed)):
         raise Violation("a partition was used twice")
-    if state.run is not None or state.evaluating or state.rollout is not None or state.ingest is not None:
-        raise Violation(f"work was left undone: {state.busy or 'ingest'}")
-    live = True
+    if world.training.actors:
+        raise Violation(f"runs that nobody waits for hold their processors: {sorted(world.training.actors)}")
+    if serving.stored is None or serving.stored.champion != last.document.champion or not serving.deployed:
+        raise Violation("a replica that starts now would not serve the journal's champion")
+    for replica in serving.replicas:
+        for part in (*replica.past, replica.history):
+            orders = [document.order for document in part]
+            if orders != sorted(orders):
+                raise Violation(f"replica {replica.name} went back to an older document")
+        if replica.document is None or replica.document.champion != last.document.champion:
+            raise Violation(f"replica {replica.name} does not serve the journal's champion")
+    taken = [
+        document
+        for replica in serving.replicas
+        for part in (*replica.past, replica.history)
+        for document in part
+    ]
+    meanings: dict[int, set[Any]] = {}
+    for d in taken:
+        meanings.setdefault(d.generation, set()).add((d.rollout, d.split, d.champion))
+    if any(len(found) > 1 for found in meanings.values()):
+        raise Violation("one generation had two meanings")
+
+
+def check_events(events: list[Event], bad: set[str], asked: Asked) -> None:
+    """What every journal must tell: effects once for each key, promotions after gates, steps after steps."""
+    champion, accepted, promoted, live = "", set(), [], True
+    effects: set[tuple[str, str]] = set()
     for event in events:
-        if event.kind in ("rollout_step", "promoted") and event.data.get("by", "rollout") == "rollout":
+        data, reason = event.data, str(event.data.get("reason", ""))
+        if reason.startswith("asked by ") and event.kind != "run_started":
+            if (event.kind, reason) in effects:
+                raise Violation(f"{reason}: {event.kind} was journaled twice")
+            effects.add((event.kind, reason))
+            if not asked.told.get(reason.removeprefix("asked by "), {"ok": True})["ok"]:
+                raise Violation(f"{reason}: it was refused, and had an effect")
+        if event.kind == "gate_decided" and data["decision"]["verdict"] == "accept":
+            accepted.add(data["decision"]["version"])
+        if event.kind in ("rollout_step", "promoted") and data.get("by", "rollout") == "rollout":
             if not live:
                 raise Violation(f"event {event.seq} went on before the step before it was live everywhere")
             live = False
         live = live or event.kind in ("converged", "rollout_started")
-    known: set[tuple[int, int]] = set()
-    splits = set()
-    for replica in serving.replicas:
-        orders = [document.order for document in replica.history]
-        if orders != sorted(orders):
-            raise Violation(f"replica {replica.name} went back to an older document")
-        if replica.document is None or replica.document.slots.get("champion") != last.document.champion:
-            raise Violation(f"replica {replica.name} does not serve the journal's champion")
-        known |= set(orders)
-        splits |= {(d.generation, d.rollout, d.split, d.champion) for d in replica.history}
-    by_generation: dict[int, set[Any]] = {}
-    for generation, *rest in splits:
-        by_generation.setdefault(generation, set()).add(tuple(rest))
-    if any(len(documents) > 1 for documents in by_generation.values()):
-        raise Violation("one generation had two meanings")
+        if event.kind == "promoted":
+            if data["version"] not in accepted:
+                raise Violation(f"{data['version']} was promoted, and no gate had accepted it")
+            if data["version"] in bad and champion and data["by"] == "rollout":
+                raise Violation(f"{data['version']} fails on every request, and was promoted")
+            promoted.append(data["version"])
+            champion = data["version"]
+    if len(promoted) != len(set(promoted)):
+        raise Violation("a version was promoted twice")
+    done = {reason.removeprefix("asked by ") for _, reason in effects}
+    for key, told in asked.told.items():
+        if told["ok"] and key not in done and not key.endswith("start"):
+            raise Violation(f"{key} was acknowledged, and nothing came of it")
 
 
 def outcome(seed: int, mutant: str = "") -> tuple[int, str]:
     """(crashes, violation) of one history; the violation is empty if there was none."""
     try:
         return history(seed, mutant), ""
-    except (Violation, AssertionError, KeyError) as error:
+    except (Violation, AssertionError, KeyError, JournalError) as error:
         return 0, f"seed {seed}: {type(error).__name__}: {error}"
 
 
