@@ -12,7 +12,7 @@ from factories import spec
 from hypothesis import strategies as st
 
 from ctrain.data import Dataset, seal_partition
-from ctrain.data.ingest import check_file, land
+from ctrain.data.ingest import check_file, land_all
 from ctrain.data.land import FileSource
 from ctrain.features import Column, feature_view
 from ctrain.records import IngestedPartition, IngestRequest, Partition
@@ -78,7 +78,7 @@ class Landing:
 
     def ingest_all(self, *partitions: Partition) -> tuple[IngestedPartition, ...]:
         request = self.request(*partitions)
-        return land(request, lambda work: [check_file(request, *item) for item in work])
+        return land_all(request, lambda work: [check_file(request, *item) for item in work])
 
     def ingest(self, partition: Partition) -> IngestedPartition:
         (result,) = self.ingest_all(partition)

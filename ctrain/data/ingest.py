@@ -69,10 +69,12 @@ def ingest(request: IngestRequest) -> tuple[IngestedPartition, ...]:
     if not ray.is_initialized():
         problem = "ingest runs its checks as Ray tasks, and this process is not connected to Ray"
         raise DataError(f"{problem}. Call ray.init() first, or submit a job by ctrain")
-    return land(request, lambda work: _check_in_tasks(request, work))
+    return land_all(request, lambda work: _check_in_tasks(request, work))
 
 
-def land(request: IngestRequest, check_all: Callable[[Work], list[Json]]) -> tuple[IngestedPartition, ...]:
+def land_all(
+    request: IngestRequest, check_all: Callable[[Work], list[Json]]
+) -> tuple[IngestedPartition, ...]:
     """Land partitions; what an earlier ingest has committed is neither read nor written again.
 
     Args:
