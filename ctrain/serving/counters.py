@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ctrain.records import ArmCounts, PairCounts
-from ctrain.serving.weights import FAILURES, Model
+from ctrain.serving.weights import FAILURES, Live
 from ctrain.telemetry.log import logger
 
 _log = logger("serving")
@@ -203,23 +203,18 @@ class Mirror:
 
     def __init__(self, counters: Counters, capacity: int = 64) -> None:
         self._counters = counters
-        self._queue: queue.Queue[tuple[Any, ...] | None] = queue.Queue(maxsize=capacity)
+        self._queue: queue.Queue[tuple[Live, list[dict[str, Any]], list[float]] | None] = queue.Queue(
+            maxsize=capacity
+        )
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
         self._thread.start()
 
-    def offer(
-        self,
-        rollout: str,
-        champion: Model,
-        challenger: Model,
-        rows: list[dict[str, Any]],
-        values: list[float],
-    ) -> None:
-        """Hand over a request that the champion answered with `values`."""
+    def offer(self, live: Live, rows: list[dict[str, Any]], values: list[float]) -> None:
+        """Hand over a request that the champion of `live` answered with `values`."""
         try:
-            self._queue.put_nowait((rollout, champion.threshold, challenger, rows, values))
+            self._queue.put_nowait((live, rows, values))
         except queue.Full:
-            self._counters.pair(rollout).shed += 1
+            self._counters.pair(live.document.rollout).shed += 1
 
     def drain(self, seconds: float = 5.0) -> None:
         """Wait until the queue is empty (tests)."""
@@ -246,16 +241,15 @@ class Mirror:
                 _log.warning("mirrored request not compared: %s", type(error).__name__)
             self._queue.task_done()
 
-    def _compare(
-        self,
-        rollout: str,
-        threshold: float,
-        challenger: Model,
-        rows: list[dict[str, Any]],
-        values: list[float],
-    ) -> None:
+    def _compare(self, live: Live, rows: list[dict[str, Any]], values: list[float]) -> None:
         """Count one request as one witness, whatever the number of its rows."""
-        counts = self._counters.pair(rollout)
+        champion, challenger = live.champion, live.challenger
+        assert champion is not None
+        assert challenger is not None
+        counts = self._counters.pair(live.document.rollout)
+        if not live.challenger_can_score(rows):
+            counts.errors += 1  # clients do not send yet what it requires
+            return
         try:
             others = challenger.predict(rows)
         except FAILURES:
@@ -265,7 +259,7 @@ class Mirror:
             counts.errors += 1
             return
         pairs = list(zip(values, others, strict=True))
-        flips = sum((mine >= threshold) != (other >= challenger.threshold) for mine, other in pairs)
+        flips = sum((mine >= champion.threshold) != (other >= challenger.threshold) for mine, other in pairs)
         counts.flipped += flips / len(rows)
         counts.shift += sum(other - mine for mine, other in pairs) / len(rows)
         counts.distance += sum(abs(other - mine) for mine, other in pairs) / len(rows)

@@ -299,7 +299,8 @@ class Predictor:
         fell_back = False
         if in_rollout and challenger_answers(document.rollout, asked.key, split):
             assert live.challenger is not None
-            values, seconds = await _score(live.challenger, asked.rows)
+            if live.challenger_can_score(asked.rows):
+                values, seconds = await _score(live.challenger, asked.rows)
             fell_back = not _good(values, asked)
             self._count(document, "challenger", fell_back, seconds, asked.key)
             if not fell_back:
@@ -314,10 +315,9 @@ class Predictor:
             if not good:
                 return _no_answer(values, asked)
             self.counters.took(seconds)
+            assert values is not None
             if document.mirror and in_rollout and not fell_back:
-                assert live.challenger is not None
-                assert values is not None
-                self.mirror.offer(document.rollout, live.champion, live.challenger, asked.rows, values)
+                self.mirror.offer(live, asked.rows, values)
         assert values is not None
         self.counters.answered += 1
         return self._answer(live, asked, model, arm, values, seconds)

@@ -60,6 +60,12 @@ class Live:
     previous: Model | None = None
     labels: dict[str, str] = field(default_factory=dict)
     """Name for people by version id."""
+    unasked: tuple[str, ...] = ()
+    """Columns that the challenger requires and the champion's requests may lack."""
+
+    def challenger_can_score(self, rows: list[dict[str, Any]]) -> bool:
+        """Whether the rows hold what the challenger requires: null would pass for a missing number."""
+        return not self.unasked or all(row.get(name) is not None for name in self.unasked for row in rows)
 
 
 class Weights:
@@ -229,7 +235,9 @@ class Weights:
         if document.champion is not None and held["champion"] is None:
             return  # the old champion keeps serving, by its own document
         labels = {slot.version: slot.label for slot in document.slots.values()}
-        live = Live(document, held.get("champion"), held.get("challenger"), held.get("previous"), labels)
+        champion, challenger = held.get("champion"), held.get("challenger")
+        unasked = _unasked(champion, challenger)
+        live = Live(document, champion, challenger, held.get("previous"), labels, unasked)
         self._changed(live)
         self.now = live
         needed = {_id(slot) for slot in document.slots.values()}
@@ -238,6 +246,17 @@ class Weights:
 
 def _id(slot: Slot) -> tuple[str, str]:
     return (slot.version, slot.sha256)
+
+
+def _unasked(champion: Model | None, challenger: Model | None) -> tuple[str, ...]:
+    if champion is None or challenger is None:
+        return ()
+    asked = _required(champion)
+    return tuple(name for name in _required(challenger) if name not in asked)
+
+
+def _required(model: Model) -> list[str]:
+    return [name for name, column in model.columns.items() if not column.get("nullable")]
 
 
 def _words(error: Exception) -> str:

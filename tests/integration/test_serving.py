@@ -97,12 +97,12 @@ def test_app_serves_swaps_refuses_and_survives_bad_input(ray_session, tmp_path):
     }
     steerer = ray.remote(Steerer).options(**options).remote(str(root.path), "nobody")
 
-    def steer(verb, generation, **changes):
-        document = LiveDocument("shop", 1, generation, **changes)
+    def steer(verb, generation, epoch=1, **changes):
+        document = LiveDocument("shop", epoch, generation, **changes)
         ray.get(steerer.call.remote(verb, to_json(document)), timeout=60)
 
-    root.write_live(LiveDocument("shop", 1, 1, champion=one))
-    steer("deploy", 1, champion=one)
+    # where no controller ever wrote a document, Serve's own `user_config` (epoch 0) is what serves
+    steer("deploy", 7, epoch=0, champion=one)
     client = httpx2.Client(base_url=f"http://127.0.0.1:{port}/shop", timeout=10)
 
     def healthy():
@@ -112,11 +112,13 @@ def test_app_serves_swaps_refuses_and_survives_bad_input(ray_session, tmp_path):
             return False
 
     def predicts(label):
-        return client.post("/predict", json=ASKED).json()["version"] == label
+        return client.post("/predict", json=ASKED).json().get("version") == label
 
     try:
         until(healthy, 60)
-        assert predicts("v1")
+        until(lambda: predicts("v1"))
+        many = client.post("/predict", json={"rows": [ASKED["features"]] * 100})
+        assert len(many.json()["predictions"]) == 100
         for body in (b"{", b'{"features":{}}', b'{"features":{"kind":"a","size":NaN}}', b"x" * 2_000_000):
             assert 400 <= client.post("/predict", content=body).status_code < 500
 

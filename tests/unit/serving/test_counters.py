@@ -5,8 +5,10 @@ import time
 import numpy as np
 import pytest
 
+from ctrain.records import LiveDocument
 from ctrain.serving.counters import Counters, Keys, Mirror
 from ctrain.serving.split import challenger_answers
+from ctrain.serving.weights import Live
 
 
 class Model:
@@ -30,6 +32,10 @@ class BrokenModel:
 
     def predict(self, rows):
         return [0.9 for _ in rows]
+
+
+def live(challenger, **changes):
+    return Live(LiveDocument("p", 1, 1, rollout="r"), Model(), challenger, **changes)
 
 
 @pytest.fixture
@@ -113,8 +119,7 @@ def test_counts_of_the_newest_rollouts_are_kept_whether_they_reached_a_canary_or
 
 
 def test_a_mirrored_request_is_one_witness_however_many_rows_it_has(counters, mirror):
-    champion, challenger = Model(), Model([0.9, 0.9, 0.9, 0.1])
-    mirror.offer("r", champion, challenger, [{}] * 4, [0.8, 0.8, 0.1, 0.1])
+    mirror.offer(live(Model([0.9, 0.9, 0.9, 0.1])), [{}] * 4, [0.8, 0.8, 0.1, 0.1])
     mirror.drain()
     (counts,) = counters.pairs()
     assert (counts.pairs, counts.flipped) == (1, 0.25)
@@ -124,9 +129,9 @@ def test_a_mirrored_request_is_one_witness_however_many_rows_it_has(counters, mi
 
 def test_a_full_mirror_sheds_and_counts_what_it_sheds(counters, mirror):
     gate = threading.Event()
-    champion, challenger = Model(), Model(gate=gate)
+    held = live(Model(gate=gate))
     for _ in range(20):
-        mirror.offer("r", champion, challenger, [{}], [0.8])
+        mirror.offer(held, [{}], [0.8])
     gate.set()
     mirror.drain()
     (counts,) = counters.pairs()
@@ -136,15 +141,25 @@ def test_a_full_mirror_sheds_and_counts_what_it_sheds(counters, mirror):
 
 @pytest.mark.parametrize("values", [[float("nan")], [0.5, 0.5], []])
 def test_a_mirrored_answer_that_is_none_is_an_error_of_the_challenger(counters, mirror, values):
-    mirror.offer("r", Model(), Model(values), [{}], [0.8])
+    mirror.offer(live(Model(values)), [{}], [0.8])
     mirror.drain()
     (counts,) = counters.pairs()
     assert (counts.pairs, counts.errors) == (0, 1)
 
 
+def test_a_mirrored_request_that_lacks_what_the_challenger_requires_is_its_error(counters, mirror):
+    both = live(Model(), unasked=("new",))
+    mirror.offer(both, [{"new": 1.0}, {"new": None}], [0.8, 0.8])
+    mirror.offer(both, [{"new": 1.0}, {}], [0.8, 0.8])
+    mirror.offer(both, [{"new": 1.0}], [0.8])
+    mirror.drain()
+    (counts,) = counters.pairs()
+    assert (counts.pairs, counts.errors) == (1, 2)
+
+
 def test_the_mirror_outlives_a_comparison_that_nobody_foresaw(counters, mirror):
-    mirror.offer("r", Model(), BrokenModel(), [{}], [0.8])
-    mirror.offer("r", Model(), Model(), [{}], [0.8])
+    mirror.offer(live(BrokenModel()), [{}], [0.8])
+    mirror.offer(live(Model()), [{}], [0.8])
     mirror.drain()
     assert mirror.alive
     assert counters.pairs()[0].pairs == 1

@@ -12,7 +12,9 @@ CONFIGS = Path(__file__).parents[3] / "serve_configs"
 
 
 def test_every_serve_config_file_loads():
-    for file in CONFIGS.glob("*.yaml"):
+    files = sorted(CONFIGS.glob("*.yaml"))
+    assert files
+    for file in files:
         config = ServeDeploySchema.model_validate(yaml.safe_load(file.read_text()))
         for app in config.applications:
             document = from_json(LiveDocument, app.deployments[0].user_config)

@@ -1,6 +1,12 @@
 import pytest
 
-from ctrain.serving.schemas import RefusedRequest, RequestSchema, read_admin_request, read_label_request
+from ctrain.serving.schemas import (
+    Problem,
+    RefusedRequest,
+    RequestSchema,
+    read_admin_request,
+    read_label_request,
+)
 from ctrain.serving.split import challenger_answers
 
 COLUMNS = {
@@ -52,6 +58,9 @@ def test_many_rows_are_read(schema):
         ({"distance": True}, "features.distance"),
         ({"when": "7654321 nonsense"}, "features.when"),
         ({"when": 7654321}, "features.when"),
+        ({"when": "0001-01-01T00:00:00+14:00"}, "features.when"),
+        ({"when": "9999-12-31T23:59:59-12:00"}, "features.when"),
+        ({"carrier": ""}, "features.carrier"),
         ({"late": 7654321}, "features.late"),
         ({"late": "yes7654321"}, "features.late"),
     ],
@@ -96,8 +105,45 @@ def test_column_of_another_version_is_allowed_but_not_required():
 def test_labels_are_read_one_or_many():
     assert read_label_request(b'{"prediction_id":"x","value":1}') == [("x", 1.0)]
     assert len(read_label_request(b'{"labels":[{"prediction_id":"x","value":0}]}')) == 1
+    assert read_label_request(b'{"prediction_id":"x","value":0.0}') == [("x", 0.0)]
+
+
+@pytest.mark.parametrize("value", ["2", "-1", "0.5", "true", "null", '"1"', "NaN", "1e999"])
+def test_a_label_is_zero_or_one(value):
+    with pytest.raises(RefusedRequest) as refused:
+        read_label_request(b'{"prediction_id":"x","value":%s}' % value.encode())
+    assert refused.value.status in (400, 422)
+    if value in ("2", "-1", "0.5"):
+        assert refused.value.problems == (Problem("value", "expected 0 or 1"),)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        ('{"training":{"learning_rate":NaN}}', "overrides.training.learning_rate"),
+        ('{"training":{"sizes":[1,{"x":Infinity}]}}', "overrides.training.sizes.1.x"),
+        ('{"a":1e999}', "overrides.a"),
+        ('{"a":-Infinity}', "overrides.a"),
+    ],
+)
+def test_numbers_of_overrides_are_finite_however_deep(overrides, field):
+    with pytest.raises(RefusedRequest) as refused:
+        read_admin_request(b'{"reason":"because","overrides":%s}' % overrides.encode())
+    assert refused.value.status == 422
+    assert refused.value.problems == (Problem(field, "is not a finite number"),)
+
+
+def test_overrides_and_the_version_meant_are_handed_on():
+    raw = b'{"reason":"because","version":"v7","overrides":{"training":{"epochs":3}}}'
+    assert read_admin_request(raw)["overrides"] == {"training": {"epochs": 3}}
+    assert read_admin_request(raw)["version"] == "v7"
+
+
+def test_no_text_is_a_missing_value_where_a_column_may_lack_one():
+    schema = RequestSchema({"a": {"kind": "category", "nullable": True, "allowed": ["x"]}})
+    assert schema.read(b'{"features":{"a":""}}').rows == [{"a": ""}]
     with pytest.raises(RefusedRequest):
-        read_label_request(b'{"prediction_id":"x","value":2}')
+        schema.read(b'{"features":{"a":"y"}}')
 
 
 def test_operators_reason_is_required():
