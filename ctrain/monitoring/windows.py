@@ -7,7 +7,7 @@ champion is the one that answered then: where labels come later than promotions,
 An answer whose label comes after the label horizon, or that the log lost, counts in no window.
 
 The log is read batch by batch, each answer once; what is kept of it is bounded (`scores`, `sample`). What
-no label reaches any more is deleted at the end of a window.
+no label reaches any more is deleted once a window.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def summarise(request: WindowRequest) -> WindowReport:
     spec = parse_spec(request.spec)
     root = Root(Path(request.root), open_root(request.root).store)
     folder = root.pipeline(request.pipeline).log
-    report = judge_window(request, spec, folder, partial(_reference, request, root, spec))
+    # First, since nothing may fail once the window has been judged and its answers are counted.
+    forget(folder, request.end, spec.label.horizon)
     with closing(LabelStore(folder)) as labels:
         metrics.LATE_LABELS.put(labels.late(request.start, request.end), pipeline=request.pipeline)
-    forget(folder, request.end, spec.label.horizon)
-    return report
+    return judge_window(request, spec, folder, partial(_reference, request, root, spec))
 
 
 def judge_window(
@@ -80,20 +80,21 @@ def judge_window(
             scores.add(_scored(batch, spec.source.event_time))
             window.add(batch)
         ready = scores.ready(before, _mark(request, spec, before))
-        scores.commit()
-    enough = window.rows >= spec.monitoring.minimum_rows
-    return WindowReport(
-        start=request.start,
-        end=request.end,
-        rows=window.rows,
-        labelled=ready.labelled,
-        metrics=binary_metrics(ready.truths, ready.values, spec.evaluation.threshold),
-        latency=window.latency(),
-        drift=window.drift(reference) if enough else (),
-        state="judged" if enough else "not_enough_rows",
-        pending_labels=ready.pending,
-        orphan_labels=ready.orphans,
-    )
+        enough = window.rows >= spec.monitoring.minimum_rows
+        report = WindowReport(
+            start=request.start,
+            end=request.end,
+            rows=window.rows,
+            labelled=ready.labelled,
+            metrics=binary_metrics(ready.truths, ready.values, spec.evaluation.threshold),
+            latency=window.latency(),
+            drift=window.drift(reference) if enough else (),
+            state="judged" if enough else "not_enough_rows",
+            pending_labels=ready.pending,
+            orphan_labels=ready.orphans,
+        )
+        scores.commit()  # last: what a window that failed has seen is left to the next one
+    return report
 
 
 def forget(folder: Path, end: float, horizon: float) -> None:
@@ -105,10 +106,9 @@ def forget(folder: Path, end: float, horizon: float) -> None:
         horizon: The spec's label horizon, in seconds.
     """
     before = end - horizon - KEPT_BEYOND_HORIZON
-    with closing(Scores(folder)) as scores:
+    with closing(LabelStore(folder)) as labels, closing(Scores(folder)) as scores:
         scores.forget(before)
         scores.commit()
-    with closing(LabelStore(folder)) as labels:
         labels.forget(before)
     forget_log(folder, before, end)
 

@@ -180,6 +180,19 @@ def test_every_labelled_answer_counts_in_exactly_one_window_whatever_fails_in_be
     assert counted == len(answers)
 
 
+def test_a_window_that_fails_at_its_end_leaves_its_answers_to_the_next_one(logs: Logs) -> None:
+    def broken() -> dict[str, Any]:
+        raise OSError("the reference cannot be read")
+
+    answers = [answer(START + i) for i in range(12)]
+    logs.log(*answers)
+    logs.label(*answers)
+    request = WindowRequest("k", "p", "/root", logs.spec.to_json(), "v7", START, END, END)
+    with pytest.raises(OSError, match="reference"):
+        judge_window(request, logs.spec, logs.folder, broken)
+    assert logs.judge(END, END + HOUR).labelled == 12
+
+
 def test_what_was_scored_is_not_scored_again_when_the_spec_waits_longer(logs: Logs) -> None:
     one = answer(END - MATURES - 1)
     logs.log(one)
