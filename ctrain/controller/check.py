@@ -52,7 +52,7 @@ def _importable(file: Path) -> Iterator[None]:
 
 def _faults_of_both(spec: PipelineSpec) -> list[Fault]:
     """Where spec and view are each right and do not go together."""
-    from ctrain.data.contract import contract_faults
+    from ctrain.data import contract_faults
     from ctrain.features import load_view
 
     return contract_faults(spec, load_view(spec.features))

@@ -141,7 +141,7 @@ def test_status_is_a_page_for_people(
     assert "canary 2/3" in text
     assert "errors pass: [no harm]" in text
     assert "74 partitions to 2013-03-15, 1 refused" in text
-    assert str(requests[0].url) == "http://127.0.0.1:8000/flights-late/status"
+    assert str(requests[0].url) == f"{cli.DEFAULT_URL}/flights-late/status"
 
 
 def test_status_json_is_what_the_server_said(
