@@ -156,8 +156,10 @@ class Encoder:
                 if vector.dtype is not FLOAT64 or vector.shape != mean.shape or max(map(len, parts)) != 1:
                     return None
                 standard = (vector - mean) / self._scales[1]
-                # No value is far where the sum of squares is not; NaN of a missing value looks closer.
-                if not float(standard.dot(standard)) <= _FAR_SQUARED and (np.abs(standard) > FAR).any():
+                # No value is far where the sum of squares is not. NaN of a missing value looks closer: a far
+                # value shows in the bytes of the comparison, at half the cost of `any`.
+                near = float(standard.dot(standard)) <= _FAR_SQUARED
+                if not near and b"\x01" in (np.abs(standard) > FAR).tobytes():
                     return None
                 row[len(self.vocabularies) :] = standard
         except (KeyError, ValueError, TypeError, AttributeError):
