@@ -13,8 +13,8 @@ def decide_gate(evaluation: Evaluation, candidate: ModelScore, champion: ModelSc
     Args:
         evaluation: Criteria and level.
         candidate: Judged weights' scores on the judged blocks.
-        champion: The champion's judged weights on those of the blocks that it has not trained on; None
-            for the first model, which absolute criteria alone decide.
+        champion: The champion's judged weights on those of the blocks that it has not trained on, with no
+            row where it cannot read them; None for the first model, which absolute criteria alone decide.
 
     Returns:
         `refuse` if any criterion refuses, else `not_enough_evidence` if any lacks evidence, else
@@ -108,9 +108,12 @@ def _no_harm(
 
 def _too_few_blocks(metric: str, candidate: ModelScore, champion: ModelScore) -> str:
     """Why two models cannot be compared: one has no value on too many of the judged blocks."""
-    scored = {score.block for score in champion.blocks}
-    seen = sorted(score.block for score in candidate.blocks if score.block not in scored)
+    scored = {score.block: score.rows for score in champion.blocks}
+    seen = [score.block for score in candidate.blocks if score.block not in scored]
+    unreadable = [block for block, rows in scored.items() if not rows]
     reason = f"has no value for both models on two of the {len(candidate.blocks)} judged blocks"
     if seen:
         reason += f"; the champion has trained on {', '.join(seen)}"
+    if unreadable:
+        reason += f"; the champion's feature view cannot read {', '.join(unreadable)}"
     return reason

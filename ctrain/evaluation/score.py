@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrain.data.read import Dataset
+from ctrain.errors import PartitionError
 from ctrain.evaluation.gate import decide_gate
 from ctrain.evaluation.metrics import binary_metrics
 from ctrain.models.loading import load_network
@@ -24,7 +25,8 @@ def evaluate(request: EvaluationRequest) -> GateDecision:
     """Score the candidate's and the champion's judged weights on the candidate's blocks; decide the gate.
 
     Both must be out of sample there. The candidate left its blocks out; a champion that has trained on
-    some of them is scored on the others, and with fewer than two of those a comparison lacks evidence.
+    some of them is scored on the others, and with fewer than two of those a comparison lacks evidence;
+    so it does where the champion's older view cannot read rows that landed later.
 
     Raises:
         DataError: if a judged block cannot be read.
@@ -59,6 +61,9 @@ def score_version(
         on: Whose dataset version, label and threshold.
         judged: Blocks (partitions); none of them gives a score without metrics.
         event_time: Name of the column.
+
+    Raises:
+        DataError: if `version` is `on` and cannot read a block; another version has no row there.
     """
     network = load_network(root, version, "judged")
     dataset = Dataset(root, on.pipeline, on.dataset_version, version.code)
@@ -66,7 +71,13 @@ def score_version(
     labels: list[npt.NDArray[Any]] = [np.empty(0)]
     scores: list[npt.NDArray[Any]] = [np.empty(0)]
     for block in judged:
-        features = dataset.features(block, network.view, on.label, event_time)
+        try:
+            features = dataset.features(block, network.view, on.label, event_time)
+        except PartitionError:
+            if version.id == on.id:
+                raise
+            blocks.append(BlockScore(block, 0, 0, {}))
+            continue
         probabilities = network.probabilities(network.encoder.encode(features.arrays))
         metrics = binary_metrics(features.label, probabilities, on.threshold)
         blocks.append(BlockScore(block, len(features.label), int(features.label.sum()), metrics))

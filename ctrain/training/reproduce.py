@@ -13,9 +13,8 @@ from ctrain.records import RunRequest, from_json
 from ctrain.registry import read_version
 from ctrain.storage import Root
 from ctrain.storage.artifacts import file_sha256
-from ctrain.storage.code import code_uri
 from ctrain.training.checkpoint import SETS, read_meta, run_folder
-from ctrain.training.run import train
+from ctrain.training.run import run_environment, train
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +59,7 @@ def reproduce(root: Root, version: str) -> Reproduction:
     run_id = f"repeat-{manifest.run_id}-{uuid.uuid4().hex[:8]}"
     # Attempt 1: a repetition goes on from no checkpoint.
     request = replace(from_json(RunRequest, body), run_id=run_id, root=str(root.path), attempt=1)
-    environment = {"working_dir": code_uri(root, request.code)} if request.code else {}
-    task = ray.remote(num_cpus=0, max_retries=0)(_repeat).options(runtime_env=environment)
+    task = ray.remote(num_cpus=0, max_retries=0)(_repeat).options(runtime_env=run_environment(request))
     found, ran = _result(task.remote(request))
     return Reproduction(
         version,

@@ -9,10 +9,8 @@ from typing import Any
 import ray
 
 from ctrain.records import RunRequest, RunStatus, to_json
-from ctrain.storage import open_root
-from ctrain.storage.code import code_uri
 from ctrain.training.checkpoint import run_folder
-from ctrain.training.run import RunActor
+from ctrain.training.run import RunActor, run_environment
 
 PREFIX = "run-"
 
@@ -30,10 +28,6 @@ class RayTraining:
         self._requests[request.run_id] = request
         if (run_folder(request) / "result.json").exists():
             return
-        root = open_root(request.root)
-        environment: dict[str, Any] = {"env_vars": {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}}
-        if request.code:
-            environment["working_dir"] = code_uri(root, request.code)
         actor: Any = (
             ray.remote(RunActor)
             .options(
@@ -43,7 +37,7 @@ class RayTraining:
                 get_if_exists=True,
                 num_cpus=0,
                 max_restarts=0,
-                runtime_env=environment,
+                runtime_env=run_environment(request),
             )
             .remote()
         )

@@ -29,7 +29,7 @@ from ctrain.records import Json, ModelVersion, RunRequest, canonical, from_json,
 from ctrain.registry import write_version
 from ctrain.spec import PipelineSpec, parse_spec
 from ctrain.storage import Root, open_root, write_atomically
-from ctrain.storage.code import load_attribute
+from ctrain.storage.code import code_uri, load_attribute
 from ctrain.training.checkpoint import (
     SETS,
     Done,
@@ -46,13 +46,27 @@ from ctrain.training.window import Window
 
 TRIAL_ROWS = 64
 
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # at its default, 2 s, reports queue
+    "PYTHONHASHSEED": "0",  # the order of a set of strings must not decide what user code computes
+}
+"""Variables of the processes of a run."""
+
 
 class RunLostError(TrainingError):
     """Workers kept dying, whatever they were given; another attempt may succeed."""
 
 
+def run_environment(request: RunRequest) -> Json:
+    """Ray runtime environment of a run: its user code, and what makes it repeat."""
+    environment: Json = {"env_vars": ENVIRONMENT}
+    if request.code:
+        environment["working_dir"] = code_uri(open_root(request.root), request.code)
+    return environment
+
+
 def execute(request: RunRequest) -> ModelVersion:
-    """Train and register the version; needs a connection to Ray.
+    """Train and register the version; needs a connection to Ray, in a `run_environment`.
 
     Raises:
         CtrainError: what no attempt would find otherwise (`is_retryable` tells): rows, spec or user code
@@ -72,8 +86,6 @@ def train(request: RunRequest) -> Path:
     Raises:
         CtrainError: as `execute`.
     """
-    # The controller of Ray Train polls its workers this often; at its default, 2 s, reports queue.
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -140,6 +152,7 @@ def train_worker(config: Json) -> None:
     os.nice(10)  # serving shares the machine and must win
     make_deterministic()  # before CUDA is first used
     request = from_json(RunRequest, config["request"])
+    seed_everything(request.seed)
     spec = parse_spec(request.spec)
     model = to_json(spec.model)
     distributed = spec.training.workers > 1 or spec.training.use_gpu

@@ -21,10 +21,11 @@ from ctrain.models.loading import load_network
 from ctrain.records import IngestRequest, ModelVersion, RunRequest, RunStatus
 from ctrain.registry import read_version
 from ctrain.storage import Root
-from ctrain.storage.code import code_uri, store_code
+from ctrain.storage.code import store_code
 from ctrain.training import RayTraining, execute
 from ctrain.training.checkpoint import run_folder
 from ctrain.training.reproduce import reproduce
+from ctrain.training.run import run_environment
 
 CODE = """
 import time
@@ -40,7 +41,8 @@ class Slow(TabularNet):
     pause = 0.0
     def forward(self, inputs):
         time.sleep(self.pause)
-        return super().forward(inputs)
+        scale = 1 + hash("shop") % 100 / 100 if self.training else 1  # of another value in each process
+        return scale * super().forward(inputs)
 
 def net(inputs, pause=0.0):
     network = Slow(inputs, (8,), 0.1)
@@ -89,9 +91,8 @@ class Shop:
         return RunRequest(run_id, "p", root, wanted.to_json(), self.code, 3, days, blocks, seed=3)
 
     def run(self, request: RunRequest) -> ModelVersion:
-        environment = {"working_dir": code_uri(self.root, self.code)}
-        task = ray.remote(num_cpus=0, max_retries=0)(execute).options(runtime_env=environment)
-        return ray.get(task.remote(request), timeout=60)
+        task = ray.remote(num_cpus=0, max_retries=0)(execute)
+        return ray.get(task.options(runtime_env=run_environment(request)).remote(request), timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def shop(ray_session, tmp_path_factory):
     return Shop(root, code, source)
 
 
-def until(done, seconds=40.0):
+def until(done, seconds=90.0):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if result := done():

@@ -121,6 +121,21 @@ def test_the_truth_is_the_candidates_label(root: Root) -> None:
     assert judge(root, candidate, champion).criteria[1].difference == 0.0
 
 
+@feature_view(size=Column.number(), weight=Column.number())
+def wider_view(rows):
+    return {"size": rows["size"] + rows["weight"]}
+
+
+def test_a_champion_whose_view_wants_a_column_that_is_gone_leaves_too_little_evidence(root: Root) -> None:
+    older = {"features": f"{__name__}:wider_view", "view_hash": wider_view.hash}
+    candidate, champion = version(root, 5.0), version(root, 6.0, **older)
+    decision = judge(root, candidate, champion)
+    assert [result.verdict for result in decision.criteria] == ["accept", "not_enough_evidence"]
+    assert decision.reason.endswith("the champion's feature view cannot read day-3, day-4")
+    with pytest.raises(PartitionError, match="lacks column 'weight'"):
+        judge(root, champion, candidate)
+
+
 def test_each_version_is_scored_with_the_features_of_its_own_code(root: Root, tmp_path: Path) -> None:
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "scored_view.py").write_text(
