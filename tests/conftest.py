@@ -1,6 +1,5 @@
 import os
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -10,33 +9,41 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from ports import own_serve
+
+from ctrain.demo.child import SWITCHES
+
 NAMESPACE = "ctrain-test"
+FOLDER = Path(tempfile.mkdtemp(prefix="ct", dir="/tmp"))  # short: a socket's path has 107 characters at most
+
+# Serve reads its switches when it is imported, which the first test may do: HAProxy in front, as users have
+# it, and its fallback, Serve's Python proxy, beside it.
+os.environ.update(
+    SWITCHES
+    | own_serve(FOLDER)
+    | {"CTRAIN_NAMESPACE": NAMESPACE, "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
+)
 
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One small Ray cluster for all tests that need one."""
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
-    os.environ["CTRAIN_HTTP_PORT"] = str(_free_port())
-    os.environ["CTRAIN_NAMESPACE"] = NAMESPACE
     import ray
 
-    folder = tempfile.mkdtemp(prefix="ct", dir="/tmp")
     ray.init(
+        address="local",
         num_cpus=8,
         include_dashboard=False,
         namespace=NAMESPACE,
         object_store_memory=200_000_000,
         log_to_driver=False,
-        _temp_dir=folder,
+        _temp_dir=str(FOLDER / "ray"),
     )
     yield
     ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free_port() -> int:
-    """A port of our own: another Serve may run on this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@pytest.fixture(scope="session", autouse=True)
+def _folder() -> Iterator[None]:
+    yield
+    shutil.rmtree(FOLDER, ignore_errors=True)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx2
 import numpy as np
@@ -56,8 +56,18 @@ def land(landing: Path, *numbers: int) -> None:
         seal_partition(folder)
 
 
+class Answer(NamedTuple):
+    """What one request of the traffic came to."""
+
+    started: float
+    ended: float
+    status: int
+    version: str
+    prediction_id: str
+
+
 class Loop:
-    """A pipeline under way, and traffic on it."""
+    """A pipeline under way, and traffic on it that retries nothing."""
 
     def __init__(self, folder: Path) -> None:
         self.root, self.landing = Root(folder / "root"), folder / "landing"
@@ -87,8 +97,7 @@ class Loop:
         assert ray.get(add, timeout=60)["ok"]
         self.url = f"http://127.0.0.1:{os.environ['CTRAIN_HTTP_PORT']}"
         self.client = Client(self.url, "loop", token=self.root.token())
-        self.ids: list[tuple[float, str]] = []
-        self.failed: list[str] = []
+        self.answers: list[Answer] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._traffic, daemon=True)
 
@@ -102,17 +111,36 @@ class Loop:
         ray.get(find_controller().remove.remote("loop", "end", "tests are over"), timeout=60)
         ray.kill(find_controller())
 
+    def failed(self) -> list[Answer]:
+        return [answer for answer in self.answers if answer.status != 200]
+
+    def versions_since(self, moment: float) -> set[str]:
+        """Versions that answered what was asked after a moment, once a good number was."""
+        deadline = time.monotonic() + 30
+        while sum(answer.started > moment for answer in self.answers) < 50:
+            assert time.monotonic() < deadline, "the traffic has stopped"
+            time.sleep(0.05)
+        return {answer.version for answer in self.answers if answer.started > moment}
+
     def _traffic(self) -> None:
         number = 0
-        with Client(self.url, "loop") as client:
+        # A fresh connection each: one that is kept alive may be closed by the proxy as a request sets out,
+        # which is the client's to repeat and no failure of the service.
+        limits = httpx2.Limits(max_keepalive_connections=0)
+        with httpx2.Client(trust_env=False, timeout=30, limits=limits) as http:
             while not self._stop.wait(0.01):
                 number += 1
+                started = time.time()
                 try:
-                    answer = client.predict(ROW, key=f"key-{number}")
-                except ClientError as error:
-                    self.failed.append(str(error))
-                    continue
-                self.ids.append((time.time(), answer.prediction_id))
+                    response = http.post(
+                        f"{self.url}/loop/predict", json={"key": f"key-{number}", "features": ROW}
+                    )
+                    body = response.json() if response.status_code == 200 else {}
+                    status = response.status_code
+                except httpx2.TransportError:
+                    body, status = {}, 0
+                name, made_by = body.get("prediction_id", ""), body.get("version", "")
+                self.answers.append(Answer(started, time.time(), status, made_by, name))
 
     def until(self, done: Callable[[Any], bool], seconds: float = 120) -> Any:
         deadline, status = time.monotonic() + seconds, None
@@ -168,30 +196,49 @@ def test_operators_verbs_need_the_token_and_a_state_that_allows_them(loop: Loop)
     assert httpx2.post(f"{loop.url}/loop/admin/rollback", json=body).status_code == 401
 
 
-def test_fresh_data_is_promoted_under_traffic_through_shadow_and_canary(loop: Loop) -> None:
+def test_the_fallback_proxy_answers_as_well(loop: Loop) -> None:
+    port = os.environ["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"]
+    answer = httpx2.post(f"http://127.0.0.1:{port}/loop/predict", json={"features": ROW})
+    assert answer.status_code == 200
+    assert answer.json()["version"] == "v1"
+
+
+def test_a_controller_killed_in_mid_canary_comes_back_to_the_same_step(loop: Loop) -> None:
     land(loop.landing, 6, 7)
+    loop.until(lambda s: s.split > 0)
+    loop.client.pause("look at it", key="pause-1")
+    before = loop.until(lambda s: s.raw["paused"])
+    pid = ray.get(find_controller().ping.remote(), timeout=30)["pid"]
+    os.kill(pid, signal.SIGKILL)
+    after = loop.until(lambda s: s.epoch > before.epoch, 60)
+    assert after.raw["paused"]
+    assert (after.rollout.id, after.rollout.step, after.split) == (
+        before.rollout.id,
+        before.rollout.step,
+        before.split,
+    )
+    assert after.generation == before.generation
+    assert loop.versions_since(time.time()) == {"v1", "v2"}
+    assert not loop.failed()
+
+
+def test_fresh_data_is_promoted_under_traffic_through_shadow_and_canary(loop: Loop) -> None:
+    loop.client.resume("it looks well", key="resume-1")
     status = loop.until(lambda s: s.champion.label == "v2" and s.converged == s.generation)
+    assert loop.versions_since(time.time() + 1) == {"v2"}
     assert status.previous.label == "v1"
     kinds = [event["kind"] for event in loop.client.why("v2")]
     assert kinds[0] == "run_started"
     assert kinds.index("gate_decided") < kinds.index("rollout_started") < kinds.index("promoted")
-    assert not loop.failed
+    assert not loop.failed()
 
 
 def test_rollback_goes_to_the_resident_previous_champion_once_for_a_key(loop: Loop) -> None:
     first = loop.client.rollback("pager", key="pager-1")
+    assert loop.versions_since(time.time() + 1) == {"v1"}
     assert loop.client.rollback("pager", key="pager-1")["after"] == first["after"]
     status = loop.until(lambda s: s.champion.label == "v1" and s.converged == s.generation, 10)
     assert status.previous is None
-
-
-def test_killing_the_controller_changes_nothing_for_clients(loop: Loop) -> None:
-    before = loop.client.status()
-    pid = ray.get(find_controller().ping.remote(), timeout=30)["pid"]
-    os.kill(pid, signal.SIGKILL)
-    after = loop.until(lambda s: s.epoch > before.epoch and s.converged == s.generation, 60)
-    assert (after.champion.label, after.generation) == (before.champion.label, before.generation)
-    assert not loop.failed
 
 
 def test_a_killed_replica_loses_at_most_the_answers_of_its_last_flush(loop: Loop) -> None:
@@ -199,14 +246,23 @@ def test_a_killed_replica_loses_at_most_the_answers_of_its_last_flush(loop: Loop
     killed_at = time.time()
     victim.kill()
     loop.until(lambda s: len(s.raw["replicas"]) >= 2 and all(r["serves"] for r in s.raw["replicas"]), 90)
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and loop.ids[-1][0] < killed_at + 3:
-        time.sleep(0.1)
-    answered = [(at, name) for at, name in loop.ids if at < time.time() - 4 * FLUSH]
+    loop.versions_since(killed_at + 3)
+    answered = [a for a in loop.answers if a.status == 200 and a.ended < time.time() - 4 * FLUSH]
     logged = set(read_log(loop.root.pipeline("loop").log, 0, time.time()).column("prediction_id").to_pylist())
-    lost = [at for at, name in answered if name not in logged]
-    assert all(killed_at - 2 * FLUSH - 0.5 <= at <= killed_at + 0.5 for at in lost)
-    assert not loop.failed, "the client repeats what a killed replica did not answer"
+    lost = [answer for answer in answered if answer.prediction_id not in logged]
+    # one flush, and what a busy machine adds to its timer; after the kill the victim answers no more
+    assert all(killed_at - 2 * FLUSH <= answer.ended <= killed_at + 0.1 for answer in lost)
+    assert not loop.failed(), "the proxy repeats what a killed replica did not answer"
+
+
+def test_what_it_measures_is_on_ray_s_own_endpoint(loop: Loop) -> None:
+    port = ray.nodes()[0]["MetricsExportPort"]
+    deadline, found = time.monotonic() + 30, ""
+    while "ctrain_requests" not in found:
+        assert time.monotonic() < deadline, found[-2000:]
+        found = httpx2.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
+        time.sleep(0.5)
+    assert 'pipeline="loop"' in found
 
 
 def test_the_journal_of_it_all_verifies(loop: Loop) -> None:
