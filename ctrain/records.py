@@ -421,7 +421,7 @@ class MetricAnalysis:
     harm: float
     """e-value against "no harm": evidence that the challenger is worse."""
     harm_bound: float
-    """`harm` at which the rollout fails."""
+    """`harm` at which this metric alone ends the rollout; several together may end it before."""
     safe: float
     """e-value against "harm beyond the margin": evidence for promotion."""
     safe_bound: float
@@ -440,7 +440,7 @@ class Analysis:
     verdict: StepVerdict
     metrics: tuple[MetricAnalysis, ...]
     requests: int
-    """Requests that the challenger answered so far; in shadow, mirrored rows."""
+    """Requests that the challenger answered so far; in shadow, mirrored requests."""
     reason: str
 
 
@@ -473,7 +473,9 @@ class WindowReport:
     drift: tuple[FeatureDrift, ...] = ()
     state: Literal["judged", "not_enough_rows"] = "judged"
     pending_labels: int = 0
+    """Answers that matured in this window without a label."""
     orphan_labels: int = 0
+    """Labels that came in this window for no answer that is known."""
 
 
 # --- requests to rooms --------------------------------------------------------------------------
@@ -519,8 +521,6 @@ class WindowRequest:
     end: float
     watermark: float
     """Newest event time that was landed: labels of events that are mature by then count."""
-    previous_watermark: float = 0.0
-    """The same at the end of the window before: what was mature then has been counted."""
     code: str = ""
     """User code that the task runs with, as in RunRequest."""
 

@@ -365,7 +365,6 @@ class Controller:
                         start,
                         end,
                         state.windowing_watermark,
-                        state.watermark_then,
                         state.code,
                     )
                 )

@@ -392,9 +392,11 @@ def _(observation: Operated, state: State, now: float) -> Decision:
         return _events(Entry("pipeline_started", {**who, "spec": body["spec"], "code": body["code"]}))
     if state.stopped or not state.spec:
         return Decision(refusal="the pipeline is stopped")
+    meant = rollout.version if rollout is not None else state.champion
     named = str(observation.body.get("version", ""))
-    if named and rollout is not None and named not in (rollout.version, state.label(rollout.version)):
-        return Decision(refusal=f"{state.label(rollout.version)} is in rollout, not {named}")
+    if named not in ("", meant, state.label(meant)):
+        found = "in rollout" if rollout is not None else "the champion, and nothing is in rollout"
+        return Decision(refusal=f"{state.label(meant)} is {found}; {named} was named")
     withdrawn = [Entry("aborted", {**who, "version": rollout.version})] if rollout is not None else []
     if verb == "stop":
         return _events(*withdrawn, Entry("pipeline_stopped", who))

@@ -21,7 +21,7 @@ from ctrain.client.client import acting_user
 from ctrain.controller import landing
 from ctrain.controller.check import check as check
 from ctrain.controller.cluster import ask, ask_json, attach, controller, http_url, ingress, wait_for_health
-from ctrain.controller.controller import recover
+from ctrain.controller.controller import recover, verify
 from ctrain.controller.follow import Retrain
 from ctrain.controller.journal import Journal
 from ctrain.controller.state import State
@@ -52,9 +52,9 @@ def audit(pipeline: str, root: str | None = None, say: Say = print) -> Json:
 
     place = open_root(root)
     with closing(_journal(place, pipeline)) as journal:
-        events = journal.verify()
+        events = verify(journal)
         state = recover(journal)
-    say(f"journal: {events:,} events, chain intact")
+    say(f"journal: {events:,} events, chain and snapshot intact")
     for fact in state.versions.values():
         version = read_version(place, fact.id)
         read_weights(place, version, "judged")
@@ -227,11 +227,13 @@ def backfill(
     say: Say = print,
 ) -> Json:
     """Land every day below a folder, oldest first, and wait for all of them."""
+    from ctrain.data.land import is_day
+
     place = open_root(root)
     spec = _hosted(place, spec_path)
     if not Path(folder).is_dir():
         raise DataError(f"{folder}: no such folder")
-    days = sorted(entry for entry in Path(folder).iterdir() if entry.is_dir() and landing.is_day(entry.name))
+    days = sorted(entry for entry in Path(folder).iterdir() if entry.is_dir() and is_day(entry.name))
     if not days:
         raise DataError(f"{folder}: no folder is named by a day; expected e.g. 2013-03-14")
     names = [landing.land(spec, day) for day in days]

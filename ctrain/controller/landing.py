@@ -7,7 +7,6 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from datetime import date
 from pathlib import Path
 
 from ctrain.controller.journal import Event, Journal
@@ -37,7 +36,7 @@ def land(spec: PipelineSpec, folder: Path) -> str:
     Raises:
         DataError: if the folder is no day, has no files, or has landed with other content.
     """
-    from ctrain.data.land import SEAL, seal_partition
+    from ctrain.data.land import SEAL, is_day, seal_partition
 
     name = folder.resolve().name
     if not is_day(name):
@@ -123,12 +122,3 @@ def _outcomes(event: Event) -> Iterator[tuple[str, Json]]:
             "dataset_version": item["dataset_version"],
         }
         yield item["name"], outcome
-
-
-def is_day(name: str) -> bool:
-    """Whether a folder's name is a day, e.g. 2013-03-14."""
-    try:
-        date.fromisoformat(name)
-    except ValueError:
-        return False
-    return True

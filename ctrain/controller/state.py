@@ -179,8 +179,6 @@ class State:
     settled: int = 0
     """Newest generation that was put into Serve's own configuration."""
     window_end: float = 0.0
-    watermark_then: float = 0.0
-    """Watermark at the end of the newest summarised window."""
     windowing: float = 0.0
     """End of the window that is being summarised; 0 if none."""
     windowing_watermark: float = 0.0
@@ -501,11 +499,8 @@ def _window_started(state: State, data: Json, at: float) -> State:
 
 
 def _window_closed(state: State, data: Json, at: float) -> State:
-    closed = replace(state, window_end=data["end"], windowing=0.0)
-    if not data.get("report"):
-        return closed  # what matured meanwhile counts in the next window
-    report = from_json(WindowReport, data["report"])
-    return replace(closed, window=report, watermark_then=state.windowing_watermark)
+    report = from_json(WindowReport, data["report"]) if data.get("report") else state.window
+    return replace(state, window=report, window_end=data["end"], windowing=0.0)
 
 
 def _alert(state: State, data: Json, at: float) -> State:

@@ -27,8 +27,6 @@ class Features:
 
     arrays: Arrays
     label: npt.NDArray[np.float32]
-    event_time: npt.NDArray[np.float64]
-    """Seconds since 1970."""
 
 
 class Dataset:
@@ -88,49 +86,46 @@ class Dataset:
                 raise PartitionError(partition, problem)
         return arrays_from_table(columns, table)
 
-    def features(self, partition: str, view: FeatureView, label: str, event_time: str) -> Features:
+    def features(self, partition: str, view: FeatureView, label: str) -> Features:
         """Features of a partition, from the cache where they are already there."""
-        path = self._cache(partition, view, label, event_time).with_suffix(".arrow")
+        path = self._cache(partition, view, label).with_suffix(".arrow")
         if not path.exists():
-            self._compute(partition, view, label, event_time)
+            self._compute(partition, view, label)
         with pa.memory_map(str(path)) as source:
             table = pa.ipc.open_file(source).read_all()
         arrays: Arrays = {}
-        for name in table.column_names[:-2]:
+        for name in table.column_names[:-1]:
             column = table.column(name).combine_chunks()
             if pa.types.is_string(column.type):
                 arrays[name] = np.array(column.to_pylist(), dtype=np.str_)
             else:
                 arrays[name] = column.to_numpy(zero_copy_only=False)
-        return Features(arrays, table.column("\0label").to_numpy(), table.column("\0time").to_numpy())
+        return Features(arrays, table.column("\0label").to_numpy())
 
-    def statistics(
-        self, partition: str, view: FeatureView, label: str, event_time: str
-    ) -> PartitionStatistics:
+    def statistics(self, partition: str, view: FeatureView, label: str) -> PartitionStatistics:
         """Statistics of a partition's features, computed with them."""
-        path = self._cache(partition, view, label, event_time).with_suffix(".json")
+        path = self._cache(partition, view, label).with_suffix(".json")
         if not path.exists():
-            self._compute(partition, view, label, event_time)
+            self._compute(partition, view, label)
         return PartitionStatistics.from_json(json.loads(path.read_text(encoding="utf-8")))
 
-    def _compute(self, partition: str, view: FeatureView, label: str, event_time: str) -> None:
-        needed = {**view.columns, label: Column.flag(), event_time: Column.timestamp()}
+    def _compute(self, partition: str, view: FeatureView, label: str) -> None:
+        needed = {**view.columns, label: Column.flag()}
         raw = self.arrays(partition, needed)
         arrays = view({name: raw[name] for name in view.columns})
         fields: dict[str, Any] = {name: pa.array(values) for name, values in arrays.items()}
         fields["\0label"] = pa.array(raw[label].astype(np.float32))
-        fields["\0time"] = pa.array(raw[event_time].astype(np.int64) / 1e6)
         sink = pa.BufferOutputStream()
         cached = pa.table(fields)
         with pa.ipc.new_file(sink, cached.schema) as writer:
             writer.write_table(cached)
-        cache = self._cache(partition, view, label, event_time)
+        cache = self._cache(partition, view, label)
         statistics = PartitionStatistics.of(arrays)
         write_atomically(cache.with_suffix(".json"), canonical(statistics.to_json()).encode())
         write_atomically(cache.with_suffix(".arrow"), sink.getvalue().to_pybytes())
 
-    def _cache(self, partition: str, view: FeatureView, label: str, event_time: str) -> Path:
-        """Keyed by everything that the cached file depends on: rows, view, code, label, event time."""
+    def _cache(self, partition: str, view: FeatureView, label: str) -> Path:
+        """Keyed by everything that the cached file depends on: rows, view, code, label."""
         files = [Path(file).name for file in self.files(partition)]
-        content = sha256_of([view.hash, self._code, files, label, event_time])
+        content = sha256_of([view.hash, self._code, files, label])
         return self._folder / "features" / view.hash[:16] / f"{partition}_{content[:24]}"

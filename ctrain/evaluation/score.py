@@ -35,12 +35,12 @@ def evaluate(request: EvaluationRequest) -> GateDecision:
     spec = parse_spec(request.spec)
     root = Root(Path(request.root), open_root(request.root).store)
     candidate = read_version(root, request.candidate)
-    score = score_version(root, candidate, candidate, candidate.blocks, spec.source.event_time)
+    score = score_version(root, candidate, candidate, candidate.blocks)
     champion_score = None
     if request.champion:
         champion = read_version(root, request.champion)
         unseen = blocks_unseen_by(champion, candidate.blocks)
-        champion_score = score_version(root, champion, candidate, unseen, spec.source.event_time)
+        champion_score = score_version(root, champion, candidate, unseen)
     return decide_gate(spec.evaluation, score, champion_score)
 
 
@@ -50,9 +50,7 @@ def blocks_unseen_by(version: ModelVersion, blocks: Iterable[str]) -> tuple[str,
     return tuple(block for block in blocks if block not in seen)
 
 
-def score_version(
-    root: Root, version: ModelVersion, on: ModelVersion, judged: Iterable[str], event_time: str
-) -> ModelScore:
+def score_version(root: Root, version: ModelVersion, on: ModelVersion, judged: Iterable[str]) -> ModelScore:
     """Score a version's judged weights block by block and pooled.
 
     Args:
@@ -60,7 +58,6 @@ def score_version(
         version: Whose weights.
         on: Whose dataset version, label and threshold.
         judged: Blocks (partitions); none of them gives a score without metrics.
-        event_time: Name of the column.
 
     Raises:
         DataError: if `version` is `on` and cannot read a block; another version has no row there.
@@ -72,7 +69,7 @@ def score_version(
     scores: list[npt.NDArray[Any]] = [np.empty(0)]
     for block in judged:
         try:
-            features = dataset.features(block, network.view, on.label, event_time)
+            features = dataset.features(block, network.view, on.label)
         except PartitionError:
             if version.id == on.id:
                 raise

@@ -218,5 +218,5 @@ def _reference(request: WindowRequest, root: Root, spec: PipelineSpec) -> dict[s
     dataset = Dataset(root, request.pipeline, version.dataset_version)
     sample = Sample(spec.monitoring.drift.sample)
     for name in version.partitions[-REFERENCE_PARTITIONS:]:
-        sample.offer(dataset.table(name, list(watched)))
+        sample.offer(pa.table(dataset.arrays(name, watched)))  # a column that came later is null before
     return arrays_from_table(watched, sample.rows) if sample.rows is not None else {}

@@ -20,6 +20,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from pydantic_core import to_json as json_bytes
 
+from ctrain.telemetry.log import logger
+
+_log = logger("serving")
+
 SCHEMA = pa.schema(
     [
         ("prediction_id", pa.string()),
@@ -99,6 +103,11 @@ class PredictionLog:
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
     def append(self, answer: Answer) -> None:
         """Take an answer; never blocks."""
         if len(self._waiting) >= self._capacity:
@@ -113,7 +122,8 @@ class PredictionLog:
             try:
                 if batch:
                     self._write(batch)
-            except OSError:
+            except Exception:  # whatever it is: the next batch gets a file of its own
+                _log.exception("%d answers are not logged", len(batch))
                 self.dropped += len(batch)
                 self._end_file()
             if self._writer is not None and self._clock() - self._opened > _LONGEST_OPEN:
@@ -148,7 +158,7 @@ class PredictionLog:
 
     def _end_file(self) -> None:
         if self._writer is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Exception):
                 self._writer.close()
                 self._sink.close()
         self._writer = self._sink = None

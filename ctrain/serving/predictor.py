@@ -96,14 +96,14 @@ class Predictor:
         folder = root.pipeline(pipeline).log
         self.log = PredictionLog(folder, f"{self.replica}-{self.incarnation}", self.limits.flush)
         self._labels = LabelRoutes(pipeline, LabelStore(folder, self.limits.horizon))
-        self._schema: RequestSchema | None = None
-        self._schema_of: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self._schema: tuple[dict[str, Any], dict[str, Any], RequestSchema] | None = None
+        """The newest schema, and the columns that it was made of: making one takes milliseconds."""
         self._lately: dict[str, dict[str, Any]] = {}
         self._in_flight = 0
         self._published: dict[str, int] = {}
         self._link = link or ControllerLink()
         self._operator = Operator(pipeline, root, self._link)
-        self.weights = Weights(pipeline, root, load, self._prepare)
+        self.weights = Weights(pipeline, root, load, self._schema_of)
         self._puller: Puller | None = None
         try:
             self._start_from_storage()
@@ -150,7 +150,7 @@ class Predictor:
             "loader": self.weights.alive,
             "mirror": self.mirror.alive,
             "pull": self._puller is not None and self._puller.alive,
-            "log": self.log._thread.is_alive(),
+            "log": self.log.alive,
         }
         ended = [name for name, lives in alive.items() if not lives]
         if ended:
@@ -200,14 +200,14 @@ class Predictor:
         except (ValidationError, *FAILURES) as error:
             _log.warning("document ignored: %s", type(error).__name__, extra={"pipeline": self.pipeline})
 
-    def _prepare(self, live: Live) -> None:
-        """Build the request schema of a new champion before it answers.
+    def _schema_of(self, live: Live) -> RequestSchema | None:
+        """The request schema of a champion, made before it answers.
 
         Columns of versions that are or lately were resident stay allowed: a client that sends old and new
         fields is not refused because a rollout ended.
         """
         if live.champion is None:
-            return
+            return None
         lately = dict(self._lately)
         for model in (live.previous, live.challenger, live.champion):
             if model is not None:
@@ -216,10 +216,10 @@ class Predictor:
         lately = dict(list(lately.items())[-_VERSIONS_REMEMBERED:])
         also = {name: column for columns in lately.values() for name, column in columns.items()}
         also = {name: column for name, column in also.items() if name not in live.champion.columns}
-        if self._schema_of != (live.champion.columns, also):  # making one takes milliseconds
-            self._schema = RequestSchema(live.champion.columns, also)
-            self._schema_of = (live.champion.columns, also)
+        if self._schema is None or self._schema[:2] != (live.champion.columns, also):
+            self._schema = (live.champion.columns, also, RequestSchema(live.champion.columns, also))
         self._lately = lately
+        return self._schema[2]
 
     def _exchange(self) -> Any:
         report = self.report()
@@ -286,7 +286,8 @@ class Predictor:
         return await page()
 
     async def _predict(self, body: bytes) -> Response:
-        live, schema = self.weights.now, self._schema
+        live = self.weights.now
+        schema: RequestSchema | None = live.schema
         if live.champion is None or schema is None:
             return unavailable("no champion yet")
         asked = schema.read(body)
@@ -381,7 +382,7 @@ class Predictor:
         return answer(200, {**status, **own})
 
     async def _openapi(self) -> Response:
-        return answer(200, openapi(self.pipeline, self._schema))
+        return answer(200, openapi(self.pipeline, self.weights.now.schema))
 
 
 async def _score(model: Model, rows: list[dict[str, Any]]) -> tuple[list[float] | None, float]:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from pydantic import ValidationError
@@ -62,6 +62,8 @@ class Live:
     """Name for people by version id."""
     unasked: tuple[str, ...] = ()
     """Columns that the challenger requires and the champion's requests may lack."""
+    schema: Any = None
+    """What its requests are checked by: swapped with the weights, so that no request meets another's."""
 
     def challenger_can_score(self, rows: list[dict[str, Any]]) -> bool:
         """Whether the rows hold what the challenger requires: null would pass for a missing number."""
@@ -75,8 +77,8 @@ class Weights:
         pipeline: Name of the pipeline.
         root: Where live documents and models lie.
         load: Loads and verifies one slot; `load_model` outside of tests.
-        changed: Called before each change of `now`, e.g. to build request schemas; raises if the version
-            loaded last cannot serve.
+        schema_of: Gives the schema of requests before each change of `now`; raises if the version loaded
+            last cannot serve.
         pause: Seconds until the first new try; for tests.
     """
 
@@ -85,12 +87,12 @@ class Weights:
         pipeline: str,
         root: Root,
         load: Callable[[Root, Slot], Model] | None = None,
-        changed: Callable[[Live], None] = lambda live: None,
+        schema_of: Callable[[Live], Any] = lambda live: None,
         pause: float = _FIRST_PAUSE,
     ) -> None:
         self._pipeline, self._root, self._pause = pipeline, root, pause
         self._load = load or load_model
-        self._changed = changed
+        self._schema_of = schema_of
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._stop = False
@@ -238,8 +240,7 @@ class Weights:
         champion, challenger = held.get("champion"), held.get("challenger")
         unasked = _unasked(champion, challenger)
         live = Live(document, champion, challenger, held.get("previous"), labels, unasked)
-        self._changed(live)
-        self.now = live
+        self.now = replace(live, schema=self._schema_of(live))
         needed = {_id(slot) for slot in document.slots.values()}
         self._models = {name: model for name, model in self._models.items() if name in needed}
 

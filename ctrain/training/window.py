@@ -61,16 +61,16 @@ class Window:
         return encode_share(self._request.run_id, parts, encoder, rank, world)
 
     def _features(self, partition: str) -> Features:
-        label, event_time = self._spec.label.name, self._spec.source.event_time
+        label = self._spec.label.name
         with user_code(self._spec.features, f"on partition {partition}"):
-            return self._dataset.features(partition, self.view, label, event_time)
+            return self._dataset.features(partition, self.view, label)
 
     def _statistics(self, which: str) -> list[PartitionStatistics]:
-        label, event_time = self._spec.label.name, self._spec.source.event_time
+        label = self._spec.label.name
         parts = []
         for name in self.partitions(which):
             with user_code(self._spec.features, f"on partition {name}"):
-                parts.append(self._dataset.statistics(name, self.view, label, event_time))
+                parts.append(self._dataset.statistics(name, self.view, label))
         return parts
 
 

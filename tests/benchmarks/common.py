@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from ports import own_serve  # noqa: E402
 
 from ctrain.demo.story import ENVIRONMENT  # noqa: E402
 
@@ -39,54 +39,12 @@ os.environ["CTRAIN_NAMESPACE"] = NAMESPACE
 MODEL = {"type": "module", "factory": "network:mlp"}
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("0.0.0.0", port))
-        except OSError:
-            return False
-    return True
-
-
-def _block(size: int) -> int:
-    """First of `size` free ports below the ephemeral ones, where no other cluster's replicas stand."""
-    while True:
-        first = random.randrange(12_000, 29_000)
-        if all(_is_free(first + at) for at in range(size)):
-            return first
-
-
-def _own_ports(folder: Path) -> int:
-    """Ports and files of our own HAProxy and replicas; gives the port of HTTP."""
-    first = _block(60)
-    ports = {
-        "CTRAIN_HTTP_PORT": first,
-        "RAY_SERVE_HAPROXY_METRICS_PORT": first + 1,
-        "RAY_SERVE_HAPROXY_STATS_PORT": first + 2,
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": first + 3,
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": first + 4,
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": first + 10,
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": first + 34,
-        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": first + 35,
-        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": first + 59,
-    }
-    files = {
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": folder / "haproxy" / "haproxy.cfg",
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": folder / "haproxy" / "admin.sock",
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": folder / "haproxy" / "metrics.sock",
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder / "haproxy",
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": folder / "haproxy" / "server-state",
-    }
-    (folder / "haproxy").mkdir()
-    os.environ.update({name: str(value) for name, value in (ports | files).items()})
-    return first
-
-
 @contextmanager
 def cluster() -> Iterator[tuple[Any, int]]:
     """A private Ray; gives (root, HTTP port) and takes everything down at the end."""
     folder = Path(tempfile.mkdtemp(prefix="ctb", dir="/tmp"))
-    port = _own_ports(folder)
+    os.environ.update(own_serve(folder))
+    port = int(os.environ["CTRAIN_HTTP_PORT"])
     import ray
 
     from ctrain.storage import Root

@@ -55,12 +55,18 @@ class Instant:
     def __init__(self, root: Root) -> None:
         self._versions: list[str] = json.loads((root.path / "versions.json").read_text())
 
-    def look(self, known: dict[str, str]) -> list[Sighting]:
-        return [
+        self._found: list[Sighting] | None = None
+
+    def start(self, known: dict[str, str]) -> None:
+        self._found = [
             Sighting(day, Partition(day, f"/{day}", (), f"{at:064d}", 100))
             for at, day in enumerate(DAYS)
             if day not in known
         ]
+
+    def poll(self) -> list[Sighting] | None:
+        found, self._found = self._found, None
+        return found
 
     def poll_run(self, run_id: str) -> RunStatus:
         number = int(run_id.split("-")[1])
@@ -91,6 +97,9 @@ class Runs:
 
     def release(self, run_id: str) -> None: ...
 
+    def running(self, pipeline: str) -> list[str]:
+        return []
+
 
 def _landed(request: IngestRequest) -> Any:
     report = ContractReport(100, 100, {})
@@ -110,8 +119,9 @@ def _window(request: WindowRequest) -> Any:
     return request.key, WindowReport(request.start, request.end, 0, 0, {}, state="not_enough_rows")
 
 
-def _rooms(spec: PipelineSpec, root: Root, serving: Any) -> Rooms:
+def _rooms(spec: PipelineSpec, root: Root) -> Rooms:
     instant = Instant(root)
+    serving = deploy.RayServing(spec.pipeline, root, spec, actor_module.namespace())
     doors = [Outcomes(work) for work in (_landed, _judged, _window)]
     return Rooms(instant, doors[0], Runs(instant), Registry(root), doors[1], doors[2], serving)
 
@@ -146,18 +156,23 @@ class BenchController(actor_module.ControllerActor):
     def times(self, pipeline: str, generation: int) -> dict[str, float]:
         """When each replica took a generation or a newer one."""
         found: dict[str, float] = {}
-        for taken, times in dict(self._hosts[pipeline].serving.times).items():  # type: ignore[attr-defined]
+        for taken, times in dict(self._serving(pipeline).times).items():
             for replica, at in dict(times).items() if taken >= generation else ():
                 found[replica] = min(at, found.get(replica, at))
         return found
 
+    def _serving(self, pipeline: str) -> Any:
+        built = self._hosts[pipeline]._built
+        assert built is not None
+        return built[1].serving
+
     def facts(self, pipeline: str) -> dict[str, Any]:
         """Where the pipeline stands, in numbers."""
         host = self._hosts.get(pipeline)
-        if host is None:
+        if host is None or host.controller is None:
             return {}
         state = host.controller.state
-        seen = host.serving.observe()
+        seen = host.observe()
         expected = set(seen.expected or ())
         return {
             "error": host.error,

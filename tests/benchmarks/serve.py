@@ -101,7 +101,8 @@ def stages(repeats: int = 3000) -> dict[str, float]:
         slot = common.register(root, 1)[0]
         root.write_live(LiveDocument(common.PIPELINE, 1, 1, champion=slot))
         predictor: Any = Predictor(common.PIPELINE, root, replica="here", link=Nobody())
-        live, schema, body = predictor.weights.now, predictor._schema, bodies(1)[0]
+        live, body = predictor.weights.now, bodies(1)[0]
+        schema = live.schema
         model = live.champion
         rows = schema.read(body).rows
         arrays = model._read(rows)

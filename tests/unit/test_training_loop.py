@@ -254,7 +254,7 @@ ENCODER = Encoder({"kind": ("a", "b")}, {"size": (0.0, 1.0)}, {"size": (-1.0, 1.
 def part(first: int, rows: int) -> Features:
     sizes = np.arange(first, first + rows, dtype=float)
     kinds = np.array(["b" if size % 3 else "a" for size in sizes], dtype=np.str_)
-    return Features({"kind": kinds, "size": sizes}, (sizes % 2).astype(np.float32), sizes)
+    return Features({"kind": kinds, "size": sizes}, (sizes % 2).astype(np.float32))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])

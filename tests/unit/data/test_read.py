@@ -65,8 +65,8 @@ def test_a_request_gives_the_bits_of_contract_table_cache_and_encoder(tmp_path: 
     assert first.report.reasons == {}
     for _ in ("computed", "from the cache"):
         dataset = Dataset(landing.root, "p", first.dataset_version)
-        features = dataset.features(DAY, view, "y", "t")
-        statistics = dataset.statistics(DAY, view, "y", "t")
+        features = dataset.features(DAY, view, "y")
+        statistics = dataset.statistics(DAY, view, "y")
         encoder = Encoder.fit(PartitionStatistics.merge([statistics]), bins=8, minimum_count=2)
         batch = encoder.encode(features.arrays)
         assert np.isnan(batch).any()
@@ -97,7 +97,7 @@ def test_a_view_that_gains_a_nullable_column_reads_old_partitions_as_null(tmp_pa
     assert arrays["town"].tolist() == [""]
     assert np.isnat(arrays["seen"][0])
     wider = feature_of(size=columns["size"], height=columns["height"])
-    assert math.isnan(dataset.features(DAY, wider, "y", "t").arrays["height"][0])
+    assert math.isnan(dataset.features(DAY, wider, "y").arrays["height"][0])
 
 
 def test_a_view_that_gains_a_column_that_is_never_null_names_column_partition_and_remedy(
@@ -109,9 +109,9 @@ def test_a_view_that_gains_a_column_that_is_never_null_names_column_partition_an
     with pytest.raises(
         PartitionError, match=rf"partition {DAY}: .* lacks column 'height'.*Declare it nullable"
     ):
-        dataset.features(DAY, feature_of(height=Column.number()), "y", "t")
+        dataset.features(DAY, feature_of(height=Column.number()), "y")
     with pytest.raises(PartitionError, match=r"column 'size' landed as double, .* wants a category"):
-        dataset.features(DAY, feature_of(size=Column.category()), "y", "t")
+        dataset.features(DAY, feature_of(size=Column.category()), "y")
 
 
 def test_a_view_that_drops_a_column_leaves_the_older_view_what_the_data_has(tmp_path: Path) -> None:
@@ -122,8 +122,8 @@ def test_a_view_that_drops_a_column_leaves_the_older_view_what_the_data_has(tmp_
     later = landing.ingest(landing.land("2013-03-15", [GOOD]))
     dataset = Dataset(landing.root, "p", later.dataset_version)
     assert "weight" not in dataset.table("2013-03-15").column_names
-    assert dataset.features(DAY, older, "y", "t").arrays["weight"].tolist() == [2.0]
-    assert math.isnan(dataset.features("2013-03-15", older, "y", "t").arrays["weight"][0])
+    assert dataset.features(DAY, older, "y").arrays["weight"].tolist() == [2.0]
+    assert math.isnan(dataset.features("2013-03-15", older, "y").arrays["weight"][0])
 
 
 narrow = feature_of(size=Column.number())
@@ -141,7 +141,7 @@ def test_features_are_kept_for_the_code_that_computed_them(tmp_path: Path) -> No
 
     def size(code: str) -> float:
         dataset = Dataset(landing.root, "p", first.dataset_version, code)
-        return float(dataset.features(DAY, scaled, "y", "t").arrays["size"][0])
+        return float(dataset.features(DAY, scaled, "y").arrays["size"][0])
 
     assert (size("a"), size("a"), len(calls)) == (1.0, 1.0, 1)
     factor[0] = 3.0  # what another module of the code holds
