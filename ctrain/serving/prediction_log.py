@@ -122,7 +122,7 @@ class PredictionLog:
             try:
                 if batch:
                     self._write(batch)
-            except Exception:  # whatever it is: the next batch gets a file of its own
+            except Exception:  # noqa: BLE001 the next batch gets a file of its own
                 _log.exception("%d answers are not logged", len(batch))
                 self.dropped += len(batch)
                 self._end_file()
