@@ -2,8 +2,8 @@
 
 import argparse
 
-from ctrain.controller import driver
-from ctrain.controller.jobs import run
+from ctrain.driver import verbs
+from ctrain.driver.jobs import run
 
 
 def main() -> int:
@@ -11,7 +11,7 @@ def main() -> int:
     parser.add_argument("pipeline")
     parser.add_argument("--root", help="absolute; CTRAIN_ROOT or ~/.ctrain by default")
     a = parser.parse_args()
-    return run(lambda: driver.audit(a.pipeline, a.root))
+    return run(lambda: verbs.audit(a.pipeline, a.root))
 
 
 if __name__ == "__main__":

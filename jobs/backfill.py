@@ -2,8 +2,8 @@
 
 import argparse
 
-from ctrain.controller import driver
-from ctrain.controller.jobs import run
+from ctrain.driver import verbs
+from ctrain.driver.jobs import run
 
 
 def main() -> int:
@@ -13,7 +13,7 @@ def main() -> int:
     parser.add_argument("--root", help="absolute; CTRAIN_ROOT or ~/.ctrain by default")
     parser.add_argument("--wait", type=float, default=3600.0, help="seconds")
     a = parser.parse_args()
-    return run(lambda: driver.backfill(a.spec, a.folder, a.root, a.wait))
+    return run(lambda: verbs.backfill(a.spec, a.folder, a.root, a.wait))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 import argparse
 
-from ctrain.controller import driver
-from ctrain.controller.jobs import run
+from ctrain.driver import verbs
+from ctrain.driver.jobs import run
 
 
 def main() -> int:
@@ -13,7 +13,7 @@ def main() -> int:
     parser.add_argument("--against", help="id or label; the champion by default, '' for nobody")
     parser.add_argument("--root", help="absolute; CTRAIN_ROOT or ~/.ctrain by default")
     a = parser.parse_args()
-    return run(lambda: driver.evaluate(a.pipeline, a.version, a.against, a.root))
+    return run(lambda: verbs.evaluate(a.pipeline, a.version, a.against, a.root))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 import argparse
 
-from ctrain.controller import driver
-from ctrain.controller.jobs import run
+from ctrain.driver import verbs
+from ctrain.driver.jobs import run
 
 
 def main() -> int:
@@ -12,7 +12,7 @@ def main() -> int:
     parser.add_argument("--version", default="", help="id or label; the champion by default")
     parser.add_argument("--root", help="absolute; CTRAIN_ROOT or ~/.ctrain by default")
     a = parser.parse_args()
-    return run(lambda: driver.reproduce(a.pipeline, a.version, a.root))
+    return run(lambda: verbs.reproduce(a.pipeline, a.version, a.root))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 import argparse
 import json
 
-from ctrain.controller import driver
-from ctrain.controller.jobs import run
+from ctrain.driver import verbs
+from ctrain.driver.jobs import run
 
 
 def main() -> int:
@@ -15,7 +15,7 @@ def main() -> int:
     parser.add_argument("--wait", type=float, default=0.0, help="seconds to follow it; fails unless promoted")
     parser.add_argument("--key", default="", help="idempotency key")
     a = parser.parse_args()
-    return run(lambda: driver.retrain(a.pipeline, a.reason, a.overrides, a.wait, a.key))
+    return run(lambda: verbs.retrain(a.pipeline, a.reason, a.overrides, a.wait, a.key))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 import argparse
 
-from ctrain.controller import driver
-from ctrain.controller.jobs import run
+from ctrain.driver import verbs
+from ctrain.driver.jobs import run
 
 
 def main() -> int:
@@ -12,7 +12,7 @@ def main() -> int:
     parser.add_argument("--reason", required=True, help="why; it stands in the journal")
     parser.add_argument("--key", default="", help="idempotency key")
     a = parser.parse_args()
-    return run(lambda: driver.rollback(a.pipeline, a.reason, a.key))
+    return run(lambda: verbs.rollback(a.pipeline, a.reason, a.key))
 
 
 if __name__ == "__main__":

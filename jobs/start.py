@@ -2,8 +2,8 @@
 
 import argparse
 
-from ctrain.controller import driver
-from ctrain.controller.jobs import run
+from ctrain.driver import verbs
+from ctrain.driver.jobs import run
 
 
 def main() -> int:
@@ -15,7 +15,7 @@ def main() -> int:
     parser.add_argument("--key", default="", help="idempotency key")
     parser.add_argument("--wait", type=float, default=120.0, help="seconds to wait for /health; 0: none")
     a = parser.parse_args()
-    return run(lambda: driver.start(a.spec, a.root, a.reason, a.source, a.wait, a.key))
+    return run(lambda: verbs.start(a.spec, a.root, a.reason, a.source, a.wait, a.key))
 
 
 if __name__ == "__main__":

@@ -59,9 +59,9 @@ DEFAULT_URL = f"http://127.0.0.1:{os.environ.get('CTRAIN_HTTP_PORT', '8000')}"
 @app.command()
 def check(spec: SpecFile, as_json: Json = False) -> None:
     """List every fault of a spec and of the code it names."""
-    from ctrain.controller import driver
+    from ctrain.driver import verbs
 
-    found = driver.check(spec)
+    found = verbs.check(spec)
     if as_json:
         put_json({"ok": True, "spec": found.to_json(), "sha256": found.sha256})
     else:
@@ -79,18 +79,18 @@ def start(
     as_json: Json = False,
 ) -> None:
     """Host a pipeline, and wait until it answers."""
-    from ctrain.controller import driver
+    from ctrain.driver import verbs
 
-    _drive(as_json, lambda say: driver.start(spec, root or None, reason, source or None, wait, key, say))
+    _drive(as_json, lambda say: verbs.start(spec, root or None, reason, source or None, wait, key, say))
 
 
 @app.command()
 def stop(pipeline: Pipeline = "", reason: Reason = "", key: Key = "", as_json: Json = False) -> None:
     """End a pipeline: its application goes, its root stays."""
-    from ctrain.controller import driver
+    from ctrain.driver import verbs
 
     name, why = _pipeline(pipeline), _reason(reason, as_json)
-    _drive(as_json, lambda say: driver.stop(name, why, key, say))
+    _drive(as_json, lambda say: verbs.stop(name, why, key, say))
 
 
 @app.command()
@@ -102,9 +102,9 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Land one day, or wait for what has landed."""
-    from ctrain.controller import driver
+    from ctrain.driver import verbs
 
-    _drive(as_json, lambda say: driver.ingest(spec, folder or None, root or None, wait, say))
+    _drive(as_json, lambda say: verbs.ingest(spec, folder or None, root or None, wait, say))
 
 
 @app.command()
@@ -116,9 +116,9 @@ def backfill(
     as_json: Json = False,
 ) -> None:
     """Land every day below a folder, oldest first."""
-    from ctrain.controller import driver
+    from ctrain.driver import verbs
 
-    _drive(as_json, lambda say: driver.backfill(spec, folder, root or None, wait, say))
+    _drive(as_json, lambda say: verbs.backfill(spec, folder, root or None, wait, say))
 
 
 @app.command()
@@ -132,10 +132,10 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Judge a version once more; nothing changes by it."""
-    from ctrain.controller import driver
+    from ctrain.driver import verbs
 
     name = _pipeline(pipeline)
-    _drive(as_json, lambda say: driver.evaluate(name, version, against, root or None, say))
+    _drive(as_json, lambda say: verbs.evaluate(name, version, against, root or None, say))
 
 
 @app.command()
@@ -146,19 +146,19 @@ def reproduce(
     as_json: Json = False,
 ) -> None:
     """Repeat a version's run and compare the weights bit for bit."""
-    from ctrain.controller import driver
+    from ctrain.driver import verbs
 
     name = _pipeline(pipeline)
-    _drive(as_json, lambda say: driver.reproduce(name, version, root or None, say))
+    _drive(as_json, lambda say: verbs.reproduce(name, version, root or None, say))
 
 
 @app.command()
 def audit(pipeline: Pipeline = "", root: RootPath = "", as_json: Json = False) -> None:
     """Verify the journal and every artifact's hash."""
-    from ctrain.controller import driver
+    from ctrain.driver import verbs
 
     name = _pipeline(pipeline)
-    _drive(as_json, lambda say: driver.audit(name, root or None, say))
+    _drive(as_json, lambda say: verbs.audit(name, root or None, say))
 
 
 # --- over HTTP ---
@@ -173,9 +173,9 @@ def status(
 
     name = _pipeline(pipeline)
     if attach:
-        from ctrain.controller import driver
+        from ctrain.driver import verbs
 
-        found = driver.status(name)
+        found = verbs.status(name)
     else:
         with _client(url, name, "") as client:
             found = client.status().raw
@@ -197,9 +197,9 @@ def why(
     """Say why a version serves, or does not: its history in words."""
     name = _pipeline(pipeline)
     if attach:
-        from ctrain.controller import driver
+        from ctrain.driver import verbs
 
-        told = driver.why(name, version, limit)
+        told = verbs.why(name, version, limit)
     else:
         with _client(url, name, "") as client:
             told = client.why(version, limit)

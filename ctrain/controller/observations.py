@@ -130,6 +130,11 @@ class Decision:
     """HTTP status of a refusal: 409 for what the state does not allow, 422 for what can never be done."""
 
 
+def alert(kind: str, text: str) -> Entry:
+    """Something that a person should know."""
+    return Entry("alert", {"alert": kind, "text": text})
+
+
 # --- commands: what has to be done, read off the state ---
 
 

@@ -31,7 +31,7 @@ SECOND = {"spec", "storage", "telemetry"}
 LIGHT = FIRST | SECOND | {"client", "features", "evaluation", "rollout", "monitoring", "registry"}
 """Rooms without ray and torch at module level; `models` is pure torch."""
 RAY_ROOMS = {"data", "training", "serving"}
-ABOVE_THE_CONTROLLER = {"controller", "cli", "demo"}
+ABOVE_THE_CONTROLLER = {"controller", "driver", "cli", "demo"}
 
 
 # Light imports

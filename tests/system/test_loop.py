@@ -266,7 +266,7 @@ def test_what_it_measures_is_on_ray_s_own_endpoint(loop: Loop) -> None:
 
 
 def test_the_journal_of_it_all_verifies(loop: Loop) -> None:
-    from ctrain.controller.driver import audit
+    from ctrain.driver.verbs import audit
 
     report = audit("loop", root=str(loop.root.path), say=lambda text: None)
     assert json.dumps(report)

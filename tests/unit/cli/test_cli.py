@@ -13,8 +13,8 @@ import pytest
 
 from ctrain.cli import main as cli
 from ctrain.client import Client
-from ctrain.controller import driver, landing
 from ctrain.controller.state import State
+from ctrain.driver import landing, verbs
 from ctrain.errors import CtrainError, DataError, StorageError
 from ctrain.spec import load_spec
 from ctrain.storage import open_root
@@ -291,8 +291,8 @@ def test_a_job_lands_where_the_pipeline_was_started_to_look(
 ) -> None:
     started = load_spec("pipeline.yaml").source.model_copy(update={"path": "/elsewhere"})
     spec = load_spec("pipeline.yaml").model_copy(update={"source": started})
-    monkeypatch.setattr(driver, "_state", lambda place, pipeline: State(spec=spec.to_json()))
-    assert driver._hosted(open_root(), "pipeline.yaml").source.path == "/elsewhere"
+    monkeypatch.setattr(verbs, "_state", lambda place, pipeline: State(spec=spec.to_json()))
+    assert verbs._hosted(open_root(), "pipeline.yaml").source.path == "/elsewhere"
 
 
 def told(*events: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -332,10 +332,10 @@ def retrain(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         def why(pipeline: str, limit: int, after: int) -> list[dict[str, Any]]:
             return [line for line in told(*events) if line["seq"] > after][:limit]
 
-        monkeypatch.setattr(driver, "_operate", lambda *arguments: {"ok": True, "after": 0})
-        monkeypatch.setattr(driver, "why", why)
+        monkeypatch.setattr(verbs, "_operate", lambda *arguments: {"ok": True, "after": 0})
+        monkeypatch.setattr(verbs, "why", why)
         said: list[str] = []
-        answer = driver.retrain("p", "why", wait=0.2, say=said.append)
+        answer = verbs.retrain("p", "why", wait=0.2, say=said.append)
         assert len(said) == len(events) + 1
         return answer["end"]
 
@@ -401,8 +401,8 @@ def test_reproduce_shows_both_hashes_and_ends_with_one_where_they_differ(
         {"served": "abc"}, {"served": again}, {"torch": "1 -> 2"}
     )
     monkeypatch.setitem(sys.modules, "ctrain.training.reproduce", module)
-    monkeypatch.setattr(driver, "attach", lambda: None)
-    monkeypatch.setattr(driver, "_state", lambda place, pipeline: State(champion="v-id"))
+    monkeypatch.setattr(verbs, "attach", lambda: None)
+    monkeypatch.setattr(verbs, "_state", lambda place, pipeline: State(champion="v-id"))
     assert cli.main(["reproduce"]) == code
     told = capsys.readouterr()
     assert "was abc" in told.out

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from ctrain.client.client import acting_user
-from ctrain.controller import landing
-from ctrain.controller.check import check as check
-from ctrain.controller.cluster import ask, ask_json, attach, controller, http_url, ingress, wait_for_health
 from ctrain.controller.controller import recover, verify
-from ctrain.controller.follow import Retrain
 from ctrain.controller.journal import Journal
 from ctrain.controller.state import State
+from ctrain.driver import landing
+from ctrain.driver.check import check as check
+from ctrain.driver.cluster import ask, ask_json, attach, controller, http_url, ingress, wait_for_health
+from ctrain.driver.follow import Retrain
 from ctrain.errors import CtrainError, DataError, StorageError
 from ctrain.records import Json
 from ctrain.spec import PipelineSpec, load_spec
