@@ -17,9 +17,9 @@ import logging
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -51,8 +51,6 @@ MUTANTS = (
     "no_observed_generation",
 )
 STEPS = 160
-controller_module.SNAPSHOT_EVERY = 20
-decide_module.INGEST_PAUSE, decide_module.INGEST_LONGEST = 5.0, 20.0
 logging.getLogger("ctrain.controller").setLevel(logging.CRITICAL)
 CALM = 400
 """Steps without crashes in which everything that was asked for must come to its end."""
@@ -231,6 +229,18 @@ class Asked:
             raise Violation(f"{key} was answered {self.told[key]}, then {told}")
 
 
+@contextmanager
+def short_times() -> Iterator[None]:
+    """Snapshots and second tries come often enough to be met within a history."""
+    kept = controller_module.SNAPSHOT_EVERY, decide_module.INGEST_PAUSE, decide_module.INGEST_LONGEST
+    controller_module.SNAPSHOT_EVERY, decide_module.INGEST_PAUSE, decide_module.INGEST_LONGEST = 20, 5.0, 20.0
+    try:
+        yield
+    finally:
+        controller_module.SNAPSHOT_EVERY, decide_module.INGEST_PAUSE, decide_module.INGEST_LONGEST = kept
+
+
+@short_times()
 def history(seed: int, mutant: str = "") -> int:
     """Run one history.
 
