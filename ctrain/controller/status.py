@@ -147,6 +147,10 @@ def in_words(event: Event) -> str:
             return str(data["rollout"])
         case "rollout_step":
             return f"{data['phase']} step {data['step'] + 1}"
+        case "slow_known":
+            return f"an answer counts as slow from {data['slow_s'] * 1e3:.1f} ms inside the model"
+        case "overwritten":
+            return f"Serve's configuration holds generation {data['found']}, not {data['expected']}"
         case "analysed":
             analysis = data["analysis"]
             return f"{analysis['phase']} {analysis['split']:.0%} {analysis['verdict']}: {analysis['reason']}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple, NotRequired
 
@@ -44,8 +43,7 @@ class RefusedRequest(Exception):
         return {"error": self.error, "problems": [problem._asdict() for problem in self.problems]}
 
 
-@dataclass(frozen=True, slots=True)
-class PredictRequest:
+class PredictRequest(NamedTuple):
     """A request that may be answered."""
 
     key: str | None
