@@ -69,6 +69,9 @@ SETTLE_AFTER = 10.0
 """Seconds of calm before the live document goes into Serve's own configuration: that write doubles the
 99 % latency for its second, so it keeps away from decisions, and several of them share one."""
 
+SWEEP_EVERY = 60.0
+"""Seconds between two looks for runs that nobody waits for: a release that failed is not remembered."""
+
 APPLY_AGAIN = 1.0
 """Seconds after which a document that was not taken everywhere is broadcast again."""
 
@@ -104,7 +107,7 @@ class Controller:
         """The run's own word on how far it is."""
         self._snapshot_at = self.state.seq
         self._started: set[str] = set()
-        self._swept = False
+        self._swept = float("-inf")
         self._looked = float("-inf")
         self._applied: tuple[int, int] = (0, 0)
         self._applied_at = float("-inf")
@@ -172,12 +175,12 @@ class Controller:
         if not self.state.stopped:
             for door, see in self._doors().items():
                 self._guard(door, partial(self._see, see))
-        if not self._swept:
-            self._guard("training", partial(self._sweep, str(self.state.spec["pipeline"])))
+        if self._clock() - self._swept >= SWEEP_EVERY:
+            self._guard("sweep", partial(self._sweep, str(self.state.spec["pipeline"])))
         for command in due(self.state):
             self._guard(command.key, partial(self._execute, command))
         if self.faults:
-            asked = {command.key for command in due(self.state)} | {"serving", *self._doors()}
+            asked = {command.key for command in due(self.state)} | {"serving", "sweep", *self._doors()}
             self.faults = {door: fault for door, fault in self.faults.items() if door in asked}
         if self.state.seq - self._snapshot_at >= SNAPSHOT_EVERY:
             self._journal.save_snapshot(self.epoch, self.state.seq, to_json(self.state))
@@ -330,12 +333,12 @@ class Controller:
             self._commit(self._decide(Settled(state.generation)))
 
     def _sweep(self, pipeline: str) -> None:
-        """End runs that nobody waits for: an older controller may have left them."""
+        """End runs that nobody waits for, whoever left them."""
         running = self.state.run.request.run_id if self.state.run is not None else ""
         for run_id in self._rooms.training.running(pipeline):
             if run_id != running:
                 self._rooms.training.release(run_id)
-        self._swept = True
+        self._swept = self._clock()
 
     def _execute(self, command: Command) -> None:
         if command.key in self._started:

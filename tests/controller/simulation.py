@@ -19,11 +19,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -222,6 +223,11 @@ class Asked:
         )
         self.requests.append((verb, f"k-{step}-{verb}", self.body() if verb == "start" else {}))
 
+    def open(self) -> list[tuple[str, str, Json]]:
+        """What nobody was told of yet; the last wishes only once nothing else is left."""
+        left = [request for request in self.requests if request[1] not in self.told]
+        return [request for request in left if not request[1].startswith("k-last")] or left
+
     def put(self, controller: Controller, verb: str, key: str, body: Json) -> None:
         answer = controller.operate(verb, key, "sim", f"asked by {key}", body)
         told = {name: value for name, value in answer.items() if name != "generation"}
@@ -232,12 +238,15 @@ class Asked:
 @contextmanager
 def short_times() -> Iterator[None]:
     """Snapshots and second tries come often enough to be met within a history."""
-    kept = controller_module.SNAPSHOT_EVERY, decide_module.INGEST_PAUSE, decide_module.INGEST_LONGEST
-    controller_module.SNAPSHOT_EVERY, decide_module.INGEST_PAUSE, decide_module.INGEST_LONGEST = 20, 5.0, 20.0
-    try:
+    with ExitStack() as stack:
+        for module, name, value in (
+            (controller_module, "SNAPSHOT_EVERY", 20),
+            (controller_module, "SWEEP_EVERY", 10.0),
+            (decide_module, "INGEST_PAUSE", 5.0),
+            (decide_module, "INGEST_LONGEST", 20.0),
+        ):
+            stack.enter_context(patch.object(module, name, value))
         yield
-    finally:
-        controller_module.SNAPSHOT_EVERY, decide_module.INGEST_PAUSE, decide_module.INGEST_LONGEST = kept
 
 
 @short_times()
@@ -298,7 +307,7 @@ def history(seed: int, mutant: str = "") -> int:
                 # Whatever was paused or stopped goes on, so that there is an end to reach.
                 asked.requests += [("start", "k-last-start", asked.body()), ("resume", "k-last-resume", {})]
                 world.ingest.bad.clear()
-            if ending and settled(alive[0], len(world.source.landed)):
+            if ending and settled(alive[0], len(world.source.landed)) and not world.training.actors:
                 break
             dice.crash, dice.fault = (0.0, 0.0) if ending else (crash_rate, fault_rate)
             wall.now += 1 + (rng.choice((-3600, -30, 30, 3600)) if rng.random() < 0.02 else 0)
@@ -318,8 +327,8 @@ def history(seed: int, mutant: str = "") -> int:
             if not ending and rng.random() < 0.05:
                 asked.something(step)
             index = 0 if ending else rng.choice((0, 0, 0, 1))
-            for verb, key, request in asked.requests[-12:] if not ending else asked.requests:
-                if key not in asked.told if ending else rng.random() < 0.3:
+            for verb, key, request in asked.open() if ending else asked.requests[-12:]:
+                if ending or rng.random() < 0.3:
                     use(index, lambda c, v=verb, k=key, r=request: asked.put(c, v, k, r))
             use(index, lambda c: c.step())
         last = alive[0]
@@ -447,7 +456,7 @@ def main() -> None:
     parser.add_argument("--mutant", choices=MUTANTS, default="")
     arguments = parser.parse_args()
     crashes, violations = many(range(arguments.seeds), arguments.mutant)
-    print(violations[:5])
+    print(*violations[:20], sep="\n")
     print(
         json.dumps(
             {

@@ -382,6 +382,26 @@ def test_every_attempt_of_a_run_and_every_stranger_is_released(bench: Bench) -> 
     assert bench.world.training.actors == set()
 
 
+def test_a_run_whose_release_failed_is_ended_by_the_next_sweep(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.serve_first()
+
+    def away(run_id: str) -> None:
+        raise ConnectionError("Ray's head is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.world.training, "release", away)
+        bench.world.evaluation.verdicts["m-p-00002-1"] = "refuse"
+        bench.world.land(3)
+        bench.until(lambda: "m-p-00002-1" in bench.controller.state.versions)
+        bench.world.land(4)
+        bench.until(lambda: len(bench.world.training.runs) == 3)
+    assert "p-00002-1" in bench.world.training.actors
+    bench.run(130)
+    assert bench.world.training.actors == set()
+
+
 # --- what replicas say ---
 
 
