@@ -307,7 +307,9 @@ def history(seed: int, mutant: str = "") -> int:
                 # Whatever was paused or stopped goes on, so that there is an end to reach.
                 asked.requests += [("start", "k-last-start", asked.body()), ("resume", "k-last-resume", {})]
                 world.ingest.bad.clear()
-            if ending and settled(alive[0], len(world.source.landed)) and not world.training.actors:
+            # Once everybody was told: until then the one that is alive may be fenced and not know it.
+            calm = ending and not asked.open() and not world.training.actors
+            if calm and settled(alive[0], len(world.source.landed)):
                 break
             dice.crash, dice.fault = (0.0, 0.0) if ending else (crash_rate, fault_rate)
             wall.now += 1 + (rng.choice((-3600, -30, 30, 3600)) if rng.random() < 0.02 else 0)
