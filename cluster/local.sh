@@ -131,7 +131,10 @@ start() {
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$state/token"
     export RAY_worker_niceness=0          # workers at the priority of the head, not at nice 15
     export RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_THROUGHPUT_OPTIMIZED=1
-    export RAY_SERVE_HAPROXY_RETRY_ON="${RAY_SERVE_HAPROXY_RETRY_ON:-conn-failure empty-response}"
+    # the line after it is an option of HAProxy's own, for which Serve has no switch: wait for the body, since
+    # one that was under way in packets when its replica died could not be repeated
+    export RAY_SERVE_HAPROXY_RETRY_ON="${RAY_SERVE_HAPROXY_RETRY_ON:-conn-failure empty-response
+    option http-buffer-request}"
     export RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP=1
     export RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=0.1
     export RAY_SERVE_HAPROXY_CONFIG_FILE_LOC="$temp/haproxy/haproxy.cfg"

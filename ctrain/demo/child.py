@@ -18,7 +18,9 @@ SWITCHES = {
     "RAY_worker_niceness": "0",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    # The line after it is an option of HAProxy's own, for which Serve has no switch: wait for the body. One
+    # that was under way in packets when its replica died could not be repeated.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n    option http-buffer-request",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
 }

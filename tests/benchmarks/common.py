@@ -150,12 +150,20 @@ def answers(port: int, path: str) -> bool:
 class Load:
     """The load generator's process; `result` ends it and gives its rows."""
 
-    def __init__(self, port: int, path: str, rate: float, connections: int = 16, seconds: float = 1e9):
+    def __init__(
+        self,
+        port: int,
+        path: str,
+        rate: float,
+        connections: int = 16,
+        seconds: float = 1e9,
+        apart: bool = False,
+    ) -> None:
         file, self._out = tempfile.mkstemp(suffix=".npy")
         os.close(file)
         command = [sys.executable, str(HERE / "load.py"), "--port", str(port), "--path", path]
         command += ["--rate", str(rate), "--connections", str(connections)]
-        command += ["--seconds", str(seconds), "--out", self._out]
+        command += ["--seconds", str(seconds), "--out", self._out, *(["--apart"] if apart else [])]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.began = float(self.process.stdout.readline())

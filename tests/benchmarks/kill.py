@@ -244,7 +244,7 @@ def main() -> None:
         victims = Victims(root, asked.replicas)
         path = f"/{common.PIPELINE}/predict"
         common.until("an answer", lambda: common.answers(port, path), every=0.2)
-        load = common.Load(port, path, asked.rate)
+        load = common.Load(port, path, asked.rate, apart=True)  # as many clients send; harder to repeat
         time.sleep(3)
         for name in asked.victims.split(","):
             for number in range(asked.kills):

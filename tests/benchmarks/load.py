@@ -39,9 +39,10 @@ class Connection:
     def fileno(self) -> int:
         return self.socket.fileno()
 
-    def send(self, request: bytes, due: float) -> None:
+    def send(self, request: tuple[bytes, ...], due: float) -> None:
         self.due, self.sent, self.busy, self.received = due, time.monotonic(), True, b""
-        self.socket.sendall(request)
+        for part in request:
+            self.socket.sendall(part)
 
     def answered(self) -> tuple[int, int, bool] | None:
         """(status, version, still open) once the answer is whole. Raises OSError if it never will be."""
@@ -64,10 +65,11 @@ class Connection:
 class Generator:
     """Sends until told to stop; `rows` holds what came of each request."""
 
-    def __init__(self, port: int, path: str, rate: float, connections: int) -> None:
+    def __init__(self, port: int, path: str, rate: float, connections: int, apart: bool) -> None:
         self.port, self.rate, self.wanted = port, rate, connections
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        self.requests = [f"{head}Content-Length: {len(b)}\r\n\r\n".encode() + b for b in bodies()]
+        parts = [(f"{head}Content-Length: {len(b)}\r\n\r\n".encode(), b) for b in bodies()]
+        self.requests = parts if apart else [(b"".join(both),) for both in parts]
         self.rows: list[tuple[float, float, int, int]] = []
         self.open: set[Connection] = set()
         self.idle: list[Connection] = []
@@ -159,9 +161,10 @@ def main() -> None:
     parser.add_argument("--rate", type=float, required=True)
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--apart", action="store_true", help="head and body in packets of their own")
     parser.add_argument("--out", required=True)
     asked = parser.parse_args()
-    generator = Generator(asked.port, asked.path, asked.rate, asked.connections)
+    generator = Generator(asked.port, asked.path, asked.rate, asked.connections, asked.apart)
     generator.run(asked.seconds)
     np.save(asked.out, np.array(generator.rows))
 

@@ -135,8 +135,7 @@ def test_app_serves_swaps_refuses_and_survives_bad_input(ray_session, tmp_path):
         steer("apply", 4, champion=bad, previous=two)
         until(lambda: bad.version in client.get("/status").json()["replica"]["refused"])
         assert predicts("v2")
-        time.sleep(1.5)
-        assert read_log(root.pipeline("shop").log, 0, 9e9).num_rows >= 5
+        until(lambda: read_log(root.pipeline("shop").log, 0, 9e9).num_rows >= 5)
     finally:
         ray.get(steerer.remove.remote(), timeout=60)
         ray.kill(steerer)
