@@ -224,21 +224,20 @@ def report(asked: argparse.Namespace, rows: Any, decisions: list[Decision], sett
 
 
 def settling(rows: Any, decisions: list[Decision], settled: list[float]) -> dict[str, float]:
-    """How much of the second after a decision is Serve taking replicas out of routing for `user_config`."""
-    if not settled:
-        return {}
+    """What requests see while Serve takes replicas out of routing for `user_config`."""
     near, far, delays = [], [], []
     for _, at, _ in decisions:
-        put = next((when for when in settled if when >= at), at + 10)
-        delays.append(put - at)
-        second = common.within(rows, at, at + 1)
-        inside = (second[:, 0] >= put - 0.1) & (second[:, 0] < put + 0.5)
-        near.append(second[inside])
-        far.append(second[~inside])
+        put = next((when for when in settled if when >= at), None)
+        if put is not None:
+            delays.append(put - at)
+            near.append(common.within(rows, put - 0.1, put + 0.5))
+            far.append(common.within(rows, at, at + 1))
+    if not delays:
+        return {}
     return {
         "decision_to_settled_s": round(statistics.median(delays), 3),
         "p99_ms_around_it": round(common.quantile(np.concatenate(near), 0.99), 2),
-        "p99_ms_of_the_rest": round(common.quantile(np.concatenate(far), 0.99), 2),
+        "p99_ms_after_the_decision": round(common.quantile(np.concatenate(far), 0.99), 2),
     }
 
 
