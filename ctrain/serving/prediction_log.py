@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+from pydantic_core import to_json as json_bytes
 
 from ctrain.telemetry.log import logger
 
@@ -63,9 +64,7 @@ class Answer(NamedTuple):
     value: float
     threshold: float
     latency: float
-    features: bytes
-    """The row as JSON in UTF-8: written at once, since rows that wait as Python objects for the flush cost
-    the next requests more (the collector walks them, and no memory is used again) than the JSON does."""
+    features: dict[str, Any]
 
 
 class PredictionLog:
@@ -149,6 +148,7 @@ class PredictionLog:
             self._sink = (self._folder / name).open("ab")
             self._writer = pa.ipc.new_stream(self._sink, SCHEMA)
         columns = dict(zip(Answer._fields, zip(*batch, strict=True), strict=True))
+        columns["features"] = tuple(json_bytes(row).decode() for row in columns["features"])
         columns["replica"] = (self._replica,) * len(batch)
         arrays = [pa.array(columns[field.name], field.type) for field in SCHEMA]
         self._writer.write_batch(pa.record_batch(arrays, schema=SCHEMA))

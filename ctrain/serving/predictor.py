@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import to_json as json_bytes
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -39,7 +38,7 @@ from ctrain.telemetry.log import logger
 
 _log = logger("serving")
 _ROWS_ON_LOOP = 64
-"""Requests with more rows are scored and answered in a thread, so that they do not hold up small ones."""
+"""Requests with more rows are scored in a thread, so that they do not hold up small ones."""
 
 _VERSIONS_REMEMBERED = 8
 """Versions that were resident lately and whose columns a request may still hold."""
@@ -322,8 +321,6 @@ class Predictor:
                 self.mirror.offer(live, asked.rows, values)
         assert values is not None
         self.counters.answered += 1
-        if len(asked.rows) > _ROWS_ON_LOOP:
-            return await asyncio.to_thread(self._answer, live, asked, model, arm, values, seconds)
         return self._answer(live, asked, model, arm, values, seconds)
 
     def _count(
@@ -361,7 +358,7 @@ class Predictor:
                     value,
                     model.threshold,
                     seconds,
-                    json_bytes(row),
+                    row,
                 )
             )
         named = {"version": label, "slot": arm}

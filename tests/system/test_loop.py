@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ def view(rows):
 """
 FLUSH = 0.5
 ROW = {"kind": "a", "size": 1.5, "at": "2020-01-05T10:00:00"}
+BODY = json.dumps({"features": ROW}).encode()
 
 
 def land(landing: Path, *numbers: int) -> None:
@@ -110,6 +112,24 @@ class Loop:
             self._thread.join(timeout=30)
         ray.get(find_controller().remove.remote("loop", "end", "tests are over"), timeout=60)
         ray.kill(find_controller())
+
+    def begin(self) -> socket.socket:
+        """Send the head of a request, on a connection of its own."""
+        port = int(os.environ["CTRAIN_HTTP_PORT"])
+        connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+        lines = ["POST /loop/predict HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
+        lines += [f"Content-Length: {len(BODY)}", "Connection: close"]
+        connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+        return connection
+
+    def finish(self, connection: socket.socket) -> int:
+        """Send the body; gives the status, 0 if the connection was closed without one."""
+        with connection, connection.makefile("rb") as received:
+            try:
+                connection.sendall(BODY)
+                return int((received.readline().split() or [b"", b"0"])[1])
+            except OSError:
+                return 0
 
     def failed(self) -> list[Answer]:
         return [answer for answer in self.answers if answer.status != 200]
@@ -242,8 +262,10 @@ def test_rollback_goes_to_the_resident_previous_champion_once_for_a_key(loop: Lo
 
 def test_a_killed_replica_loses_at_most_the_answers_of_its_last_flush(loop: Loop) -> None:
     victim = processes("ServeReplica:loop:predictor")[0]
+    begun = [loop.begin() for _ in range(16)]
     killed_at = time.time()
     victim.kill()
+    assert {loop.finish(request) for request in begun} == {200}, "also one whose body is still under way"
     loop.until(lambda s: len(s.raw["replicas"]) >= 2 and all(r["serves"] for r in s.raw["replicas"]), 90)
     loop.versions_since(killed_at + 3)
     answered = [a for a in loop.answers if a.status == 200 and a.ended < time.time() - 4 * FLUSH]

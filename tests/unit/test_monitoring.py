@@ -1,5 +1,4 @@
 import itertools
-import json
 import os
 import sqlite3
 import subprocess
@@ -78,9 +77,7 @@ def logs(tmp_path: Path) -> Logs:
 
 
 def answer(at: float, value: float = 0.9, slot: str = "champion", **features: Any) -> Answer:
-    return Answer(
-        IDS.new(at), at, None, "v7", "v7", slot, "", 0.0, value, 0.5, 0.01, json.dumps(features).encode()
-    )
+    return Answer(IDS.new(at), at, None, "v7", "v7", slot, "", 0.0, value, 0.5, 0.01, features)
 
 
 def test_a_window_without_answers_has_no_numbers(logs: Logs) -> None:

@@ -2,12 +2,14 @@ import datetime as dt
 import hashlib
 import os
 import random
+import shutil
 import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from factories import spec
 from hypothesis import given, settings
@@ -18,6 +20,7 @@ import ctrain.data.commit as commits
 from ctrain.data import Dataset, ingest
 from ctrain.data.commit import QUARANTINE_TABLE, ROWS_TABLE
 from ctrain.data.ingest import check_file, commit
+from ctrain.data.land import FileSource
 from ctrain.errors import DataError
 from ctrain.records import IngestRequest
 
@@ -37,6 +40,22 @@ def test_columns_of_a_csv_are_read_by_the_contract_not_by_guess(tmp_path: Path) 
         {"kind": "a", "size": 1.0, "weight": None, "vip": 1.0, "t": NOON, "y": 1.0},
         {"kind": "b", "size": 2.0, "weight": None, "vip": None, "t": NOON, "y": 0.0},
     ]
+
+
+@pytest.mark.parametrize("rows", ["kind,size,weight,vip,t,y\na,1,,true,2013-03-14T12:00:00,1\n", [GOOD]])
+def test_a_source_may_be_a_url_of_fsspec(tmp_path: Path, rows: Any) -> None:
+    landing, url = Landing(tmp_path), f"memory://{tmp_path.name}"
+    landing.land("2013-03-14", rows)
+    fsspec.filesystem("memory").put(str(landing.folder), f"/{tmp_path.name}", recursive=True)
+    landing.spec = spec(source={**landing.spec.source.model_dump(), "path": url}, features="landed:view")
+    (sighting,) = FileSource(landing.spec).look({})
+    assert sighting.partition is not None, sighting.problem
+    assert sighting.partition.path.startswith(url)
+    shutil.rmtree(landing.folder)
+    first = landing.ingest(sighting.partition)
+    assert (first.refused, first.report.accepted) == ("", 1)
+    table = Dataset(landing.root, "p", first.dataset_version).table("2013-03-14")
+    assert table.column("kind").to_pylist() == ["a"]
 
 
 @pytest.mark.parametrize("bad", ["", "b,two,,,2013-03-14,0\n"])

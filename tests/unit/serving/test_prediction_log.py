@@ -14,9 +14,7 @@ from ctrain.serving.prediction_log import Answer, PredictionLog, forget_log, rea
 
 def entry(number, at=None):
     at = time.time() if at is None else at
-    return Answer(
-        f"p.{number}", at, None, "abc", "v1", "champion", "", 0.0, 0.5, 0.5, 0.001, b'{"a":%d}' % number
-    )
+    return Answer(f"p.{number}", at, None, "abc", "v1", "champion", "", 0.0, 0.5, 0.5, 0.001, {"a": number})
 
 
 def test_answers_are_read_back_in_order(tmp_path):
@@ -74,7 +72,7 @@ from ctrain.serving.prediction_log import Answer, PredictionLog
 log = PredictionLog(Path(sys.argv[1]), "r1", flush=0.2)
 number = 0
 while True:
-    log.append(Answer(f"p.{number}", time.time(), None, "a", "v1", "champion", "", 0.0, 0.5, 0.5, 0.0, b"{}"))
+    log.append(Answer(f"p.{number}", time.time(), None, "a", "v1", "champion", "", 0.0, 0.5, 0.5, 0.0, {}))
     number += 1
     print(number, flush=True)
     time.sleep(0.002)
