@@ -22,11 +22,12 @@ LINES = 12
 class Screen:
     """The terminal of the demo."""
 
-    def __init__(self) -> None:
-        self.console = Console()
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
         self._began = time.monotonic()
         self._lines: deque[str] = deque(maxlen=LINES)
         self._live: Live | None = None
+        self._panel: Panel | None = None
         self.landed = 0
 
     def __enter__(self) -> Screen:
@@ -48,12 +49,18 @@ class Screen:
         self._lines.append(line)
         if self._live is None:
             self.console.print(line, highlight=False, soft_wrap=True)
+        self._draw()
 
     def show(self, status: Status, traffic: Traffic | None) -> None:
         """Draw the table anew; nothing outside a terminal."""
         if self._live is not None:
-            table = _table(status, traffic, self.landed)
-            self._live.update(Group(Panel(table, title="ctrain"), Text("\n".join(self._lines))))
+            self._panel = Panel(_table(status, traffic, self.landed), title="ctrain")
+            self._draw()
+
+    def _draw(self) -> None:
+        if self._live is not None:
+            lines = Text("\n".join(self._lines))
+            self._live.update(lines if self._panel is None else Group(self._panel, lines))
 
     def end(self, done: dict[str, bool], traffic: Traffic, found: Figures, picture: str) -> None:
         """Print the summary."""
