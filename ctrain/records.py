@@ -256,6 +256,52 @@ class CriterionResult:
 
 
 @dataclass(frozen=True, slots=True)
+class SegmentScore:
+    """A model on one segment of the judged rows, against another one if there is one."""
+
+    segment: str
+    """e.g. `carrier=UA`."""
+    metric: str
+    rows: int
+    blocks: int
+    value: float | None = None
+    champion: float | None = None
+    difference: float | None = None
+    """Mean paired difference over blocks, positive if the judged model is better."""
+    low: float | None = None
+    high: float | None = None
+    """Interval of the difference that holds for all segments of the search at once."""
+    verdict: Verdict = "not_enough_evidence"
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LeakFinding:
+    """A feature that may know the label."""
+
+    feature: str
+    kind: str
+    """`predicts_too_well`, `later_than_label` ..."""
+    value: float
+    threshold: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PairedBlock:
+    """Two models on the same matured, labelled rows of one block of time."""
+
+    block: str
+    """e.g. 2013-03-14."""
+    rows: int
+    positives: int
+    judged: dict[str, float]
+    """Statistics of the model that is judged, by name (`evaluation.evidence`)."""
+    against: dict[str, float]
+    """The same of the model that it is compared with."""
+
+
+@dataclass(frozen=True, slots=True)
 class GateDecision:
     """The gate's verdict on a candidate."""
 
