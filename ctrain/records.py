@@ -135,7 +135,7 @@ class RunRequest:
     partitions: tuple[str, ...]
     """Partitions of the window, oldest first: what `served` learns from."""
     blocks: tuple[str, ...]
-    """The newest matured ones among them, which `judged` leaves out and is judged on."""
+    """The newest matured ones among them, which the judged sets leave out and are judged on."""
     seed: int
     attempt: int = 1
     parent: str = ""
@@ -146,6 +146,8 @@ class RunRequest:
 class WeightSet:
     """One set of weights of a version."""
 
+    name: str
+    """`served`, or `judged-0`, `refit-0` and so on (`training.sets`)."""
     file: str
     """Name inside the version's folder, e.g. served.safetensors."""
     sha256: str
@@ -153,6 +155,9 @@ class WeightSet:
     """Bytes."""
     encoder: Json
     """Fitted encoder that belongs to these weights (`models.encoder.Encoder.to_json`)."""
+    seed: int = 0
+    left_out: tuple[str, ...] = ()
+    """Partitions of the version's window that it has not learned from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +179,8 @@ class ModelVersion:
     label: str
     threshold: float
     """Probability at and above which the decision is positive."""
-    judged: WeightSet
-    served: WeightSet
+    weights: tuple[WeightSet, ...]
+    """In the order of training; `served`, which answers requests, is the last."""
     dataset_version: int
     partitions: tuple[str, ...]
     blocks: tuple[str, ...]
@@ -190,6 +195,21 @@ class ModelVersion:
     metrics: dict[str, float] = field(default_factory=dict)
     """Training loss and the like, by name."""
 
+    @property
+    def served(self) -> WeightSet:
+        """The weights that answer requests."""
+        return self.weights[-1]
+
+    @property
+    def judged(self) -> tuple[WeightSet, ...]:
+        """Replicates that have not learned from the judged blocks."""
+        return tuple(one for one in self.weights if one.name.startswith("judged-"))
+
+    @property
+    def refits(self) -> tuple[WeightSet, ...]:
+        """Trained as `served` was, each without one stretch of the judged blocks."""
+        return tuple(one for one in self.weights if one.name.startswith("refit-"))
+
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
@@ -198,7 +218,7 @@ class RunStatus:
     run_id: str
     state: Literal["running", "finished", "failed"]
     progress: str = ""
-    """One line for people, e.g. `judged 3/5 epochs`."""
+    """One line for people, e.g. `judged-0 3/5 epochs`."""
     version: str = ""
     """Id of the model version, once finished."""
     rows: int = 0

@@ -315,7 +315,7 @@ def load_model(root: Root, slot: Slot) -> Model:
         )
     tensors = _at_low_priority(lambda: _verified_tensors(root, version.id, version.served))
     with _blamed_on(version.id):
-        model = TorchModel(assemble(root, version, "served", tensors), slot.sha256)
+        model = TorchModel(assemble(root, version, version.served, tensors), slot.sha256)
         for _ in range(3):
             values = model.predict([example_row(version.columns)])
         if len(values) != 1 or not all(map(math.isfinite, values)):
