@@ -365,8 +365,8 @@ class LiveDocument:
     """Id of the rollout under way; empty if none."""
     split: float = 0.0
     """Share of live traffic that the challenger answers."""
-    mirror: bool = False
-    """Whether requests that the champion answers are mirrored to the challenger."""
+    mirror: Literal["", "challenger", "previous"] = ""
+    """Slot that requests which the champion answers are mirrored to; it answers nobody."""
     slow_s: float = 0.0
     """Seconds inside the model from which an answer counts as slow; 0 counts none."""
 
@@ -525,6 +525,24 @@ class FeatureDrift:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowBlock:
+    """Two versions on the same matured, labelled requests of one block of time: one answered, one did not."""
+
+    block: str
+    """Its start, e.g. 2013-03-14."""
+    answered_by: str
+    """Version that answered."""
+    shadow: str
+    """Version that the requests were mirrored to."""
+    rows: int
+    positives: int
+    answered: dict[str, float]
+    """Statistics of the version that answered (`evaluation.evidence.block_statistics`)."""
+    shadowed: dict[str, float]
+    """The same of its shadow."""
+
+
+@dataclass(frozen=True, slots=True)
 class WindowReport:
     """Summary of one window of live traffic."""
 
@@ -542,6 +560,8 @@ class WindowReport:
     """Answers that matured in this window without a label."""
     orphan_labels: int = 0
     """Labels that came in this window for no answer that is known."""
+    blocks: tuple[ShadowBlock, ...] = ()
+    """Blocks of mirrored requests that became mature in this window."""
 
 
 # --- requests to rooms --------------------------------------------------------------------------

@@ -65,6 +65,12 @@ class Live:
     schema: Any = None
     """What its requests are checked by: swapped with the weights, so that no request meets another's."""
 
+    @property
+    def shadow(self) -> Model | None:
+        """What mirrored requests are scored by; None if nothing is, or it is not resident."""
+        slots = {"challenger": self.challenger, "previous": self.previous}
+        return slots.get(self.document.mirror)
+
     def challenger_can_score(self, rows: list[dict[str, Any]]) -> bool:
         """Whether the rows hold what the challenger requires: null would pass for a missing number."""
         return not self.unasked or all(row.get(name) is not None for name in self.unasked for row in rows)
