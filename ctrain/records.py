@@ -322,6 +322,24 @@ class PairedBlock:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordedPair:
+    """How one candidate and its champion differed on the judged blocks: kept for the pipeline's scales."""
+
+    candidate: str
+    champion: str
+    replicates: int
+    """Models that were averaged on each side (the smaller number)."""
+    blocks: int
+    """Blocks that both could be scored on."""
+    mean: dict[str, float]
+    """Mean harm over blocks by statistic, positive where the candidate is worse."""
+    variance: dict[str, float]
+    """Variance of the harm over blocks, by statistic."""
+    outputs: dict[str, float] = field(default_factory=dict)
+    """How the candidate's outputs differed from the champion's: `log_sd_ratio`, `shift`, `correlation`."""
+
+
+@dataclass(frozen=True, slots=True)
 class GateDecision:
     """The gate's verdict on a candidate."""
 
