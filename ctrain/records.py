@@ -615,7 +615,7 @@ class WindowReport:
     """Live metrics of the champion's answers on joined, matured labels."""
     baseline: dict[str, float] = field(default_factory=dict)
     latency: dict[str, float] = field(default_factory=dict)
-    drift: tuple[FeatureDrift, ...] = ()
+    drift: tuple[DriftReport, ...] = ()
     state: Literal["judged", "not_enough_rows"] = "judged"
     pending_labels: int = 0
     """Answers that matured in this window without a label."""

@@ -55,7 +55,7 @@ def put_status(status: Status) -> None:
     lines = [("rollout", line) for line in _rollout(status)[:1]]
     lines += [("", line) for line in _rollout(status)[1:]]
     lines.append(("data", _data(status)))
-    lines.append(("drift", ", ".join([status.drift.state or "no window yet", *status.drift.features])))
+    lines.append(("drift", "; ".join([status.drift.state or "no window yet", *status.drift.lines])))
     if status.run:
         lines.append(("run", status.run))
     lines.append(("next", status.next))

@@ -64,7 +64,8 @@ class DriftStatus(_Part):
     """Newest window's drift."""
 
     state: str = ""
-    features: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
+    """One a kind of drift."""
 
 
 class AlertStatus(_Part):

@@ -38,6 +38,7 @@ from ctrain.controller.observations import (
 from ctrain.controller.operators import operated, overridden
 from ctrain.controller.replicas import what_replicas_say
 from ctrain.controller.state import State
+from ctrain.monitoring.words import report_in_words
 from ctrain.records import Json, Partition, RunRequest, Sighting, to_json
 from ctrain.spec import PipelineSpec, parse_spec
 from ctrain.spec.evaluation import HIGHER_IS_BETTER
@@ -284,9 +285,7 @@ def _(observation: Windowed, state: State, now: float) -> Decision:
     if report is None:
         return _events(*events, alert("monitoring", f"window not summarised: {observation.error}"))
     spec = state.pipeline_spec()
-    drifted = [item.feature for item in report.drift if item.drifted]
-    if drifted:
-        events.append(alert("drift", f"inputs moved against the reference: {', '.join(drifted)}"))
+    events.extend(alert("drift", report_in_words(item)) for item in report.drift if item.alarm)
     for metric, goal in spec.goals.metrics.items():
         value = report.metrics.get(metric)
         if value is not None and _worse(metric, value, goal):

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from ctrain.controller.journal import Event, Journal
 from ctrain.controller.state import State, VersionFact
+from ctrain.monitoring.words import overall_state, report_in_words
 from ctrain.records import Json, LiveDocument, Observed, to_json
 
 
@@ -66,7 +67,7 @@ def status_of(
         },
         "drift": {
             "state": _drift(state),
-            "features": [item.feature for item in report.drift if item.drifted] if report else [],
+            "lines": [report_in_words(item) for item in report.drift] if report else [],
         },
         "window": to_json(report) if report is not None else None,
         "run": state.run.request.run_id if state.run is not None else "",
@@ -213,9 +214,11 @@ def _rollout(state: State) -> Json | None:
 
 
 def _drift(state: State) -> str:
-    if state.window is None or state.window.state == "not_enough_rows":
+    if state.window is None:
+        return ""
+    if state.window.state == "not_enough_rows":
         return "not enough rows"
-    return "warning" if any(item.drifted for item in state.window.drift) else "steady"
+    return overall_state(state.window.drift)
 
 
 def _next(state: State) -> str:

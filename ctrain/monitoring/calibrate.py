@@ -85,7 +85,9 @@ def tails(layout: Layout) -> npt.NDArray[np.bool_]:
     return np.concatenate([np.ones(2 * f), np.zeros(f), np.ones(f + s), np.zeros(2 * s + x)]).astype(bool)
 
 
-def scores(layout: Layout, sizes_D: Floats, variances_D: Floats, between_D: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
+def scores(
+    layout: Layout, sizes_D: Floats, variances_D: Floats, between_D: Floats
+) -> tuple[Floats, npt.NDArray[np.int64]]:
     """Scores in their own units of noise, and which feature speaks for each segment.
 
     Scores are the shifts, but for those inside segments: of each segment the largest rise and the largest
@@ -105,7 +107,9 @@ def scores(layout: Layout, sizes_D: Floats, variances_D: Floats, between_D: Floa
     return np.concatenate([*parts[:5], up, down, parts[6]]), which
 
 
-def past_shifts(layout: Layout, contexts: Sequence[str], windows_NP: Floats) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
+def past_shifts(
+    layout: Layout, contexts: Sequence[str], windows_NP: Floats
+) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
     """Shifts of past windows against the windows of the other folds, their variances, and the folds."""
     n = len(contexts)
     fold = np.arange(n) * min(FOLDS, n) // n
@@ -196,7 +200,9 @@ def spans(residuals_NC: Floats, down: npt.NDArray[np.bool_]) -> Floats:
     p = np.hstack([counted + 1 - ranks, ranks[:, down]]) / (np.concatenate([counted, counted[down]]) + 1)
     there = np.hstack([there, there[:, down]])
     evidence = log_e_values(p.ravel()).reshape(p.shape)
-    evidence = np.where(there, evidence - (evidence * there).sum(axis=0) / np.maximum(there.sum(axis=0), 1), 0.0)
+    evidence = np.where(
+        there, evidence - (evidence * there).sum(axis=0) / np.maximum(there.sum(axis=0), 1), 0.0
+    )
     total = np.maximum((evidence**2).sum(axis=0), 1e-12)
     span = np.ones(evidence.shape[1])
     size = 2

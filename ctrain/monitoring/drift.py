@@ -42,7 +42,13 @@ HEADROOM = 10.0
 EXTREME, OFTEN, LATELY = 2.0, 3, 5
 """Drift at once: in three of the last five windows a score twice beyond all that the stream has shown."""
 
-WHATS: tuple[Literal["mean", "scale", "shape", "missing", "share"], ...] = ("mean", "scale", "shape", "missing", "share")
+WHATS: tuple[Literal["mean", "scale", "shape", "missing", "share"], ...] = (
+    "mean",
+    "scale",
+    "shape",
+    "missing",
+    "share",
+)
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,9 @@ class DriftMonitor:
         parts = np.split(self._effect, np.cumsum(sizes(self.layout))[:-1])
         f, s = len(self.layout.features), len(self.layout.segment_names)
         local = parts[5].reshape(s, f)
-        up, down = (local[np.arange(s), which[0]], -local[np.arange(s), which[1]]) if s else (np.zeros(0),) * 2
+        up, down = (
+            (local[np.arange(s), which[0]], -local[np.arange(s), which[1]]) if s else (np.zeros(0),) * 2
+        )
         effect = np.concatenate([*parts[:5], up, down, np.full(len(parts[6]), np.nan)])
         return np.concatenate([effect, -effect[self._down]])
 
@@ -219,7 +227,9 @@ class DriftMonitor:
         number = k if up else int(np.flatnonzero(self._down)[k - len(self._down)])
         if number < 4 * f:
             sign = 1.0 if up else -1.0
-            return DriftCause(names[number % f].name, WHATS[number // f], "up" if up else "down", "", sign * effect, share)
+            return DriftCause(
+                names[number % f].name, WHATS[number // f], "up" if up else "down", "", sign * effect, share
+            )
         number -= 4 * f
         if number < s:
             name = self.layout.segment_names[number]
@@ -229,7 +239,9 @@ class DriftMonitor:
             rise, segment = number < s, number % s
             feature = names[int(which[0 if rise else 1, segment])].name
             name = self.layout.segment_names[segment]
-            return DriftCause(feature, "mean", "up" if rise else "down", name, effect if rise else -effect, share)
+            return DriftCause(
+                feature, "mean", "up" if rise else "down", name, effect if rise else -effect, share
+            )
         return DriftCause(self.layout.statistics[number - 2 * s], "statistic", "up", "", None, share)
 
     def _report(

@@ -127,7 +127,9 @@ def shifts(layout: Layout, window: Floats, entry: Entry) -> Shifts:
     spread_q = np.maximum(q.sums_F2[:, 1] / m - mean_q**2, 0.0) + LEAST_SPREAD
     log_w, log_q = window[size:].reshape(2, f), entry.sums[size:].reshape(2, f)
     distance, distance_variance = _distance(layout, w.bins_FB, q.bins_FB, n, m)
-    missing = _share(w.missing_F, w.missing_F + w.bins_FB.sum(axis=1), q.missing_F, q.missing_F + q.bins_FB.sum(axis=1))
+    missing = _share(
+        w.missing_F, w.missing_F + w.bins_FB.sum(axis=1), q.missing_F, q.missing_F + q.bins_FB.sum(axis=1)
+    )
     share = _share(w.rows_S, np.full(len(w.rows_S), w.rows), q.rows_S, np.full(len(w.rows_S), q.rows))
     local, local_variance = _local(layout, w, q, spread_q)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -141,9 +143,7 @@ def shifts(layout: Layout, window: Floats, entry: Entry) -> Shifts:
     )
 
 
-def _distance(
-    layout: Layout, w_FB: Floats, q_FB: Floats, n_F: Floats, m_F: Floats
-) -> tuple[Floats, Floats]:
+def _distance(layout: Layout, w_FB: Floats, q_FB: Floats, n_F: Floats, m_F: Floats) -> tuple[Floats, Floats]:
     """Kolmogorov-Smirnov distance of numbers, total variation of categories, and their mean squares by chance."""
     p, q = w_FB / n_F[:, None], q_FB / m_F[:, None]
     smirnov = np.abs(_beyond_location_and_scale(layout, np.cumsum(p - q, axis=1)[:, :-1], q)).max(axis=1)

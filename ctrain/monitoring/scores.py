@@ -13,7 +13,7 @@ The file is derived: without it, the next window reads the log of the whole hori
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -32,7 +32,8 @@ create table if not exists answers (
     event real,
     champion integer not null,
     value real not null,
-    version text not null
+    version text not null,
+    segments text not null
 ) without rowid;
 create index if not exists answers_time on answers (time);
 create index if not exists answers_event on answers (event) where event is not null;
@@ -44,6 +45,7 @@ create table if not exists shadows (
     primary key (prediction_id, version)
 ) without rowid;
 create index if not exists shadows_time on shadows (time);
+create table if not exists monitors (end real primary key, state blob not null);
 create table if not exists marks (end real primary key, event_limit real not null, clock_limit real not null);
 """
 _MATURE = "(a.event <= :event_limit or a.event is null and a.time <= :clock_limit)"
@@ -53,11 +55,13 @@ _NEWLY_MATURE = (
 )
 _READY = [
     # the label came in this window, and the answer is mature
-    "select a.value, l.value from truth.labels l cross join answers a using (prediction_id) "
+    "select a.value v, l.value t, coalesce(a.event, a.time) e, a.segments s from truth.labels l "
+    "cross join answers a using (prediction_id) "
     f"where l.first_at >= :end_before and l.first_at < :end and a.champion and {_MATURE}",
     # the label came earlier, and the answer is mature now
     *(
-        "select a.value, l.value from answers a cross join truth.labels l using (prediction_id) "
+        "select a.value v, l.value t, coalesce(a.event, a.time) e, a.segments s from answers a "
+        "cross join truth.labels l using (prediction_id) "
         f"where {newly} and a.champion and l.first_at < :end_before"
         for newly in _NEWLY_MATURE
     ),
@@ -78,6 +82,10 @@ _PAIRED = (
 )
 _BLOCK = "cast(coalesce(a.event, a.time) / :length as integer)"
 
+_ASKED_AT_ONCE = 500
+_STATES_KEPT = 3
+"""States of the monitors that are kept: a window that is judged again begins where it began."""
+
 SCORED_AT_MOST = 500_000
 """Ready answers of a window that its metrics are computed from; of more, every n-th."""
 
@@ -93,6 +101,8 @@ class Scored(NamedTuple):
     """Whether the champion of its time gave it; a challenger's answers are the rollout's to judge."""
     value: float
     version: str
+    segments: str
+    """Its segment columns as a JSON object."""
 
 
 class Shadowed(NamedTuple):
@@ -140,6 +150,10 @@ class Ready:
     values: npt.NDArray[np.float64]
     """Probabilities of at most SCORED_AT_MOST ready answers of champions."""
     truths: npt.NDArray[np.float64]
+    times: npt.NDArray[np.float64]
+    """Event times; where requests carry none, times of the answers."""
+    segments: list[str]
+    """Segment columns of each, as JSON."""
     pending: int
     """Answers of champion and challenger that became mature without a label."""
     orphans: int
@@ -176,7 +190,7 @@ class Scores:
 
     def add(self, answers: Iterable[Scored]) -> None:
         """Add answers; those that are there already stay as they are."""
-        self._db.executemany("insert or ignore into answers values (?, ?, ?, ?, ?, ?)", answers)
+        self._db.executemany("insert or ignore into answers values (?, ?, ?, ?, ?, ?, ?)", answers)
 
     def add_shadows(self, shadows: Iterable[Shadowed]) -> None:
         """Add what shadows would have answered."""
@@ -204,12 +218,14 @@ class Scores:
         labelled = count(f"select count(*) from ({ready})")
         step = -(-labelled // SCORED_AT_MOST) or 1
         cursor = self._db.execute(ready, asked)
-        pairs = (pair for number, pair in enumerate(cursor) if number % step == 0)
-        scored = np.fromiter(chain.from_iterable(pairs), np.float64).reshape(-1, 2)
+        kept = [row for number, row in enumerate(cursor) if number % step == 0]
+        scored = np.array([row[:3] for row in kept], np.float64).reshape(-1, 3)
         return Ready(
             labelled=labelled,
             values=scored[:, 0],
             truths=scored[:, 1],
+            times=scored[:, 2],
+            segments=[row[3] for row in kept],
             pending=sum(map(count, _PENDING)),
             orphans=count(_ORPHANS),
         )
@@ -246,6 +262,28 @@ class Scores:
             rows = (row for number, row in enumerate(cursor) if number % step == 0)
             values = np.fromiter(chain.from_iterable(rows), np.float64).reshape(-1, 3).T
             yield PairedRows(block * length, version, shadow, values[0], values[1], values[2])
+
+    def labels_of(self, prediction_ids: Sequence[str], end: float) -> npt.NDArray[np.float64]:
+        """Labels of some answers that had come by a time; NaN for the others."""
+        found: dict[str, float] = {}
+        for start in range(0, len(prediction_ids), _ASKED_AT_ONCE):
+            names = prediction_ids[start : start + _ASKED_AT_ONCE]
+            places = ",".join("?" * len(names))
+            query = f"select prediction_id, value from truth.labels where first_at < ? and prediction_id in ({places})"
+            found.update(self._db.execute(query, (end, *names)))
+        return np.array([found.get(name, np.nan) for name in prediction_ids], np.float64)
+
+    def monitors(self, before: float) -> bytes | None:
+        """State of the drift monitors after the newest window that ended before a time."""
+        query = "select state from monitors where end < ? order by end desc limit 1"
+        found = self._db.execute(query, (before,)).fetchone()
+        return found[0] if found else None
+
+    def keep_monitors(self, end: float, state: bytes) -> None:
+        """Remember the monitors' state after a window; of those before it, the newest ones stay."""
+        self._db.execute("insert or replace into monitors values (?, ?)", (end, state))
+        newest = "select end from monitors order by end desc limit ?"
+        self._db.execute(f"delete from monitors where end not in ({newest})", (_STATES_KEPT,))
 
     def forget(self, before: float) -> None:
         """Delete answers and marks of a time that no label reaches any more."""

@@ -36,7 +36,9 @@ CLIP = 8.0
 
 OTHER = "other"
 
-_MULTIPLIERS = np.random.default_rng(20130101).integers(1, 2**63, 4096, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+_MULTIPLIERS = np.random.default_rng(20130101).integers(1, 2**63, 4096, dtype=np.uint64) * np.uint64(
+    2
+) + np.uint64(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +140,14 @@ class Layout:
 
     def to_json(self) -> Json:
         """Plain JSON."""
-        features = [
-            [f.name, list(f.edges), list(f.values), f.center, f.scale] for f in self.features
-        ]
+        features = [[f.name, list(f.edges), list(f.values), f.center, f.scale] for f in self.features]
         keys = [[key.name, list(key.values)] for key in self.segments]
-        return {"kind": self.kind, "features": features, "segments": keys, "statistics": list(self.statistics)}
+        return {
+            "kind": self.kind,
+            "features": features,
+            "segments": keys,
+            "statistics": list(self.statistics),
+        }
 
     @staticmethod
     def from_json(data: Json) -> Layout:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from ctrain.spec.base import PositiveDuration, Spec, fault, seconds
+from ctrain.spec.base import ColumnName, PositiveDuration, Spec, fault, seconds
 
 LEAST_CHECKS = 20.0
 """Fewest checks that may hold one false alarm."""
@@ -36,7 +36,17 @@ Budget = Annotated[Checks | Days, BeforeValidator(_budget)]
 """Checks, written as a number, or a span of time, written as text such as `60d`."""
 
 DetectorType = Literal[
-    "ks", "chi_square", "cvm", "fet", "mmd", "lsdd", "classifier", "mmd_online", "lsdd_online", "cvm_online", "fet_online"
+    "ks",
+    "chi_square",
+    "cvm",
+    "fet",
+    "mmd",
+    "lsdd",
+    "classifier",
+    "mmd_online",
+    "lsdd_online",
+    "cvm_online",
+    "fet_online",
 ]
 
 
@@ -105,6 +115,10 @@ class Monitoring(Spec):
 
     minimum_rows: int = Field(200, ge=10)
     """A smaller window says "not enough rows" and is not judged."""
+
+    segments: tuple[ColumnName, ...] = ()
+    """Columns of requests whose values are watched each on their own; drift looks at all categories if there
+    are none."""
 
     block: PositiveDuration = 86400.0
     """Span of event time whose requests are one block of evidence on live quality."""
