@@ -239,7 +239,11 @@ class BlockScore:
     rows: int
     positives: int
     metrics: dict[str, float]
-    """A metric that the block cannot give (AUC of one class) is absent."""
+    """A metric that the block cannot give (AUC of one class) is absent. With replicates: their mean."""
+    statistics: dict[str, float] = field(default_factory=dict)
+    """What evidence is made of (`evaluation.evidence.block_statistics`): mean over the replicates."""
+    replicates: tuple[dict[str, float], ...] = ()
+    """The same of each replicate, in one order for all blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,8 +251,11 @@ class ModelScore:
     """Metrics of one model on all judged blocks: pooled, and block by block."""
 
     version: str
+    """Its id; of a trivial baseline its name, e.g. `base rate`."""
     overall: dict[str, float]
+    """Metrics of all rows together; with replicates their mean."""
     blocks: tuple[BlockScore, ...]
+    """In the order of time."""
 
 
 Verdict = Literal["accept", "refuse", "not_enough_evidence"]
@@ -269,10 +276,13 @@ class CriterionResult:
     """Mean paired difference over blocks, positive if the candidate is better."""
     low: float | None = None
     high: float | None = None
-    """Paired interval of the difference."""
+    """Interval of the difference; of the value where nothing is compared."""
     blocks: int = 0
+    """Blocks that it rests on."""
     verdict: Verdict = "not_enough_evidence"
     reason: str = ""
+    needed: int | None = None
+    """Blocks that would be enough for a verdict if they go on like these; None where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +350,50 @@ class RecordedPair:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputDifference:
+    """How two models' outputs differ on one block, whatever the truth: of logits, or of values."""
+
+    block: str
+    rows: int
+    log_sd_ratio: float
+    """Logarithm of the judged model's standard deviation over the other's."""
+    shift: float
+    """Difference of means, in units of the other's standard deviation."""
+    correlation: float
+
+
+@dataclass(frozen=True, slots=True)
+class GateEvidence:
+    """All that the gate decides on; nothing else is asked."""
+
+    candidate: ModelScore
+    """Judged replicates on the judged blocks."""
+    champion: ModelScore | None = None
+    """The champion's judged replicates on those of the blocks that they have not learned from; a block
+    without rows is one that it cannot read. None for the first model."""
+    static: ModelScore | None = None
+    """The pipeline's first model, on the blocks it has not seen."""
+    baselines: tuple[ModelScore, ...] = ()
+    """Trivial models on the same blocks, e.g. the base rate."""
+    refit: ModelScore | None = None
+    """Refits, each block by one that has not learned from it; None leaves the check out."""
+    record: tuple[RecordedPair, ...] = ()
+    """Earlier pairs of candidate and champion, oldest first."""
+    uses: dict[str, int] = field(default_factory=dict)
+    """Earlier gates that looked at a block, by block."""
+    outputs: tuple[OutputDifference, ...] = ()
+    """Candidate against champion, block by block."""
+    segments: tuple[SegmentScore, ...] = ()
+    groups: dict[str, ModelScore] = field(default_factory=dict)
+    """Candidate on the rows of one segment, by segment: those that a criterion compares."""
+    leaks: tuple[LeakFinding, ...] = ()
+    latency: dict[str, float] = field(default_factory=dict)
+    """Seconds for one request inside the served model, by quantile: p50, p99."""
+    size: int | None = None
+    """Bytes of the served weights; None if not known."""
+
+
+@dataclass(frozen=True, slots=True)
 class GateDecision:
     """The gate's verdict on a candidate."""
 
@@ -351,6 +405,30 @@ class GateDecision:
     candidate_score: ModelScore
     champion_score: ModelScore | None
     reason: str
+    pair: RecordedPair | None = None
+    """This comparison, for the pipeline's record; None without a champion or with fewer than two blocks."""
+    used: tuple[str, ...] = ()
+    """Blocks that this gate looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchReport:
+    """What block evidence says of a champion since its promotion, against the model it dethroned."""
+
+    verdict: Literal["pass", "continue", "fail"]
+    """`fail` asks for a rollback, `pass` rules harm beyond the margin out."""
+    blocks: int
+    age: int
+    """Blocks of time that the dethroned model is older than when it was promoted itself, or trained: what
+    it has lost to age is not the champion's merit."""
+    harm: float
+    """e-value against "the champion is not worse by more than the margin"; it may be read every block."""
+    safe: float
+    """e-value against "it is worse by the margin or more"."""
+    bound: float
+    """What either must reach."""
+    text: str
+    """One line for people."""
 
 
 # --- serving ------------------------------------------------------------------------------------

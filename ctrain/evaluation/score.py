@@ -14,7 +14,7 @@ from ctrain.errors import PartitionError
 from ctrain.evaluation.gate import decide_gate
 from ctrain.evaluation.metrics import binary_metrics
 from ctrain.models.loading import load_network
-from ctrain.records import BlockScore, EvaluationRequest, GateDecision, ModelScore, ModelVersion
+from ctrain.records import BlockScore, EvaluationRequest, GateDecision, GateEvidence, ModelScore, ModelVersion
 from ctrain.registry import read_version
 from ctrain.spec import parse_spec
 from ctrain.storage import open_root
@@ -41,7 +41,7 @@ def evaluate(request: EvaluationRequest) -> GateDecision:
         champion = read_version(root, request.champion)
         unseen = blocks_unseen_by(champion, candidate.blocks)
         champion_score = score_version(root, champion, candidate, unseen)
-    return decide_gate(spec.evaluation, score, champion_score)
+    return decide_gate(spec.evaluation, GateEvidence(score, champion_score))
 
 
 def blocks_unseen_by(version: ModelVersion, blocks: Iterable[str]) -> tuple[str, ...]:

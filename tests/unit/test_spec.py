@@ -269,13 +269,13 @@ def test_an_unknown_field_is_refused_with_the_fields_of_its_own_part(
             {"evaluation": {"gate": [{"metric": "auc"}]}},
             "evaluation.gate.0",
             "no bound",
-            "exactly one of at_least, at_most, no_harm",
+            "exactly one of at_least, at_most, no_harm, better",
         ),
         (
             {"evaluation": {"gate": [{"metric": "auc", "at_least": 0.6, "no_harm": 0.1}]}},
             "evaluation.gate.0",
             "at_least and no_harm together",
-            "exactly one of at_least, at_most, no_harm",
+            "exactly one of at_least, at_most, no_harm, better",
         ),
         ({"evaluation": {"gate": []}}, "evaluation.gate", "is empty", ""),
         (
