@@ -135,7 +135,7 @@ class RunRequest:
     partitions: tuple[str, ...]
     """Partitions of the window, oldest first: what `served` learns from."""
     blocks: tuple[str, ...]
-    """The newest matured ones among them, which `judged` leaves out and is judged on."""
+    """The newest matured ones among them, which the judged sets leave out and are judged on."""
     seed: int
     attempt: int = 1
     parent: str = ""
@@ -146,6 +146,8 @@ class RunRequest:
 class WeightSet:
     """One set of weights of a version."""
 
+    name: str
+    """`served`, or `judged-0`, `refit-0` and so on (`training.sets`)."""
     file: str
     """Name inside the version's folder, e.g. served.safetensors."""
     sha256: str
@@ -153,6 +155,9 @@ class WeightSet:
     """Bytes."""
     encoder: Json
     """Fitted encoder that belongs to these weights (`models.encoder.Encoder.to_json`)."""
+    seed: int = 0
+    left_out: tuple[str, ...] = ()
+    """Partitions of the version's window that it has not learned from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +179,8 @@ class ModelVersion:
     label: str
     threshold: float
     """Probability at and above which the decision is positive."""
-    judged: WeightSet
-    served: WeightSet
+    weights: tuple[WeightSet, ...]
+    """In the order of training; `served`, which answers requests, is the last."""
     dataset_version: int
     partitions: tuple[str, ...]
     blocks: tuple[str, ...]
@@ -190,6 +195,21 @@ class ModelVersion:
     metrics: dict[str, float] = field(default_factory=dict)
     """Training loss and the like, by name."""
 
+    @property
+    def served(self) -> WeightSet:
+        """The weights that answer requests."""
+        return self.weights[-1]
+
+    @property
+    def judged(self) -> tuple[WeightSet, ...]:
+        """Replicates that have not learned from the judged blocks."""
+        return tuple(one for one in self.weights if one.name.startswith("judged-"))
+
+    @property
+    def refits(self) -> tuple[WeightSet, ...]:
+        """Trained as `served` was, each without one stretch of the judged blocks."""
+        return tuple(one for one in self.weights if one.name.startswith("refit-"))
+
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
@@ -198,7 +218,7 @@ class RunStatus:
     run_id: str
     state: Literal["running", "finished", "failed"]
     progress: str = ""
-    """One line for people, e.g. `judged 3/5 epochs`."""
+    """One line for people, e.g. `judged-0 3/5 epochs`."""
     version: str = ""
     """Id of the model version, once finished."""
     rows: int = 0
@@ -302,6 +322,24 @@ class PairedBlock:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordedPair:
+    """How one candidate and its champion differed on the judged blocks: kept for the pipeline's scales."""
+
+    candidate: str
+    champion: str
+    replicates: int
+    """Models that were averaged on each side (the smaller number)."""
+    blocks: int
+    """Blocks that both could be scored on."""
+    mean: dict[str, float]
+    """Mean harm over blocks by statistic, positive where the candidate is worse."""
+    variance: dict[str, float]
+    """Variance of the harm over blocks, by statistic."""
+    outputs: dict[str, float] = field(default_factory=dict)
+    """How the candidate's outputs differed from the champion's: `log_sd_ratio`, `shift`, `correlation`."""
+
+
+@dataclass(frozen=True, slots=True)
 class GateDecision:
     """The gate's verdict on a candidate."""
 
@@ -358,8 +396,8 @@ class LiveDocument:
     """Id of the rollout under way; empty if none."""
     split: float = 0.0
     """Share of live traffic that the challenger answers."""
-    mirror: bool = False
-    """Whether requests that the champion answers are mirrored to the challenger."""
+    mirror: Literal["", "challenger", "previous"] = ""
+    """Slot that requests which the champion answers are mirrored to; it answers nobody."""
     slow_s: SlowSeconds = ()
 
     @property
@@ -545,6 +583,24 @@ class FeatureDrift:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowBlock:
+    """Two versions on the same matured, labelled requests of one block of time: one answered, one did not."""
+
+    block: str
+    """Its start, e.g. 2013-03-14."""
+    answered_by: str
+    """Version that answered."""
+    shadow: str
+    """Version that the requests were mirrored to."""
+    rows: int
+    positives: int
+    answered: dict[str, float]
+    """Statistics of the version that answered (`evaluation.evidence.block_statistics`)."""
+    shadowed: dict[str, float]
+    """The same of its shadow."""
+
+
+@dataclass(frozen=True, slots=True)
 class WindowReport:
     """Summary of one window of live traffic."""
 
@@ -562,6 +618,8 @@ class WindowReport:
     """Answers that matured in this window without a label."""
     orphan_labels: int = 0
     """Labels that came in this window for no answer that is known."""
+    blocks: tuple[ShadowBlock, ...] = ()
+    """Blocks of mirrored requests that became mature in this window."""
 
 
 # --- requests to rooms --------------------------------------------------------------------------

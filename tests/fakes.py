@@ -39,10 +39,10 @@ def partition(day: int) -> Partition:
 
 def model_version(name: str, partitions: tuple[str, ...] = ("day-000",)) -> ModelVersion:
     """A manifest with the given id; its weights' hash follows from it."""
-    weights = WeightSet("served.safetensors", f"sha-{name}", 10, {})
+    weights = WeightSet("served", "served.safetensors", f"sha-{name}", 10, {})
     return ModelVersion(
         id=name, pipeline="p", run_id="r", code="", features="m:view", view_hash="h", columns={}, model={},
-        label="y", threshold=0.5, judged=weights, served=weights, dataset_version=0, partitions=partitions,
+        label="y", threshold=0.5, weights=(weights,), dataset_version=0, partitions=partitions,
         blocks=(), seed=0, workers=1, parent="", rows=100, spec_sha256="", environment={},
     )  # fmt: skip
 

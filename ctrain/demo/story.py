@@ -85,7 +85,8 @@ class Story:
             lambda s: s.champion is not None and s.converged == s.generation,
         )
         assert first.champion is not None
-        static = load_network(self._root, read_version(self._root, first.champion.version), "served")
+        version = read_version(self._root, first.champion.version)
+        static = load_network(self._root, version, version.served)
         traffic = Traffic(url, self._pipeline, static, self._days[self._landed])
         self._traffic = traffic
         traffic.start()

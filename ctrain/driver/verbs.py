@@ -57,8 +57,8 @@ def audit(pipeline: str, root: str | None = None, say: Say = print) -> Json:
     say(f"journal: {events:,} events, chain and snapshot intact")
     for fact in state.versions.values():
         version = read_version(place, fact.id)
-        read_weights(place, version, "judged")
-        read_weights(place, version, "served")
+        for weights in version.weights:
+            read_weights(place, version, weights)
         say(f"{fact.label}: manifest and weights are what their hashes say")
     return {"pipeline": pipeline, "events": events, "versions": len(state.versions), "intact": True}
 

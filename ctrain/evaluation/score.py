@@ -62,7 +62,7 @@ def score_version(root: Root, version: ModelVersion, on: ModelVersion, judged: I
     Raises:
         DataError: if `version` is `on` and cannot read a block; another version has no row there.
     """
-    network = load_network(root, version, "judged")
+    network = load_network(root, version, version.judged[0])
     dataset = Dataset(root, on.pipeline, on.dataset_version, version.code)
     blocks: list[BlockScore] = []
     labels: list[npt.NDArray[Any]] = [np.empty(0)]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from ctrain.features import FeatureView
 from ctrain.features.view import Arrays
 from ctrain.models.build import build_module
 from ctrain.models.encoder import Encoder, Inputs
-from ctrain.records import Json, ModelVersion
+from ctrain.records import Json, ModelVersion, WeightSet
 from ctrain.registry import read_weights
 from ctrain.storage.code import load_attribute
 from ctrain.storage.root import Root
@@ -46,24 +46,24 @@ class Network:
         return self.probabilities(self.encoder.encode(self.view(arrays)))
 
 
-def load_network(root: Root, version: ModelVersion, which: Literal["judged", "served"]) -> Network:
+def load_network(root: Root, version: ModelVersion, weights: WeightSet) -> Network:
     """Load one set of weights of a version.
 
     Args:
         root: Where versions and code lie.
         version: The manifest.
-        which: Which of its two sets.
+        weights: One of its sets.
 
     Raises:
         CorruptArtifactError: if the bytes are not those of the manifest.
         WeightsError: as `assemble`, or if the file cannot be read.
     """
     try:
-        tensors = safetensors.torch.load(read_weights(root, version, which))
+        tensors = safetensors.torch.load(read_weights(root, version, weights))
     except SafetensorError as error:
         raise WeightsError(version.id, f"unreadable weights: {error}") from None
     check_finite(version.id, tensors)
-    return assemble(root, version, which, tensors)
+    return assemble(root, version, weights, tensors)
 
 
 def check_finite(version: str, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -84,7 +84,7 @@ def check_finite(version: str, tensors: Mapping[str, torch.Tensor]) -> None:
 def assemble(
     root: Root,
     version: ModelVersion,
-    which: Literal["judged", "served"],
+    weights: WeightSet,
     tensors: Mapping[str, torch.Tensor],
 ) -> Network:
     """Build a network around weights that are in memory already.
@@ -93,7 +93,7 @@ def assemble(
         WeightsError: if names, shapes or types do not fit the network, or the feature view is not the
             one it was trained with.
     """
-    encoder = Encoder.from_json(getattr(version, which).encoder)
+    encoder = Encoder.from_json(weights.encoder)
     load = partial(load_attribute, root, version.code)
     view: Any = load(version.features)
     if view.hash != version.view_hash:

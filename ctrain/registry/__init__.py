@@ -1,5 +1,5 @@
 """Room of the registry: immutable model versions by content hash."""
 
-from ctrain.registry.versions import Registry, read_version, read_weights, write_version
+from ctrain.registry.versions import Registry, TrainedSet, read_version, read_weights, write_version
 
-__all__ = ["Registry", "read_version", "read_weights", "write_version"]
+__all__ = ["Registry", "TrainedSet", "read_version", "read_weights", "write_version"]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ctrain.errors import CorruptArtifactError
 from ctrain.records import Json, ModelVersion, WeightSet, canonical, from_json, sha256_of, to_json
@@ -19,27 +20,44 @@ MANIFEST = "manifest.json"
 ID_DIGITS = 12
 
 
-def write_version(
-    root: Root, fields: Json, judged: tuple[bytes, Json], served: tuple[bytes, Json]
-) -> ModelVersion:
+@dataclass(frozen=True, slots=True)
+class TrainedSet:
+    """One set of weights as a run gives it."""
+
+    name: str
+    data: bytes
+    """Weights as safetensors."""
+    encoder: Json
+    seed: int = 0
+    left_out: tuple[str, ...] = ()
+
+
+def write_version(root: Root, fields: Json, trained: Sequence[TrainedSet]) -> ModelVersion:
     """Register a version. The same content gives the same id and changes nothing.
 
     Args:
         root: Where versions lie.
         fields: The manifest without id and weights (`records.ModelVersion`).
-        judged: Weights as safetensors, and their encoder as JSON: trained without the judged blocks.
-        served: The same, refitted on everything.
+        trained: Its sets of weights; the last one is what will serve.
     """
-    sets = {}
-    for name, (data, encoder) in (("judged", judged), ("served", served)):
-        digest = hashlib.sha256(data).hexdigest()
-        sets[name] = to_json(WeightSet(f"{name}.safetensors", digest, len(data), encoder))
-    body = {**fields, **sets}
+    weights = [
+        WeightSet(
+            one.name,
+            f"{one.name}.safetensors",
+            hashlib.sha256(one.data).hexdigest(),
+            len(one.data),
+            one.encoder,
+            one.seed,
+            one.left_out,
+        )
+        for one in trained
+    ]
+    body = {**fields, "weights": [to_json(one) for one in weights]}
     version = from_json(ModelVersion, {**body, "id": ""})
     version_id = _id_of(version)
     version = from_json(ModelVersion, {**body, "id": version_id})
-    for name, (data, _) in (("judged", judged), ("served", served)):
-        root.models.write(f"{version_id}/{name}.safetensors", data)
+    for one in trained:
+        root.models.write(f"{version_id}/{one.name}.safetensors", one.data)
     # The manifest comes last: a folder without one is no version.
     root.models.write(f"{version_id}/{MANIFEST}", canonical(to_json(version)).encode())
     return version
@@ -67,9 +85,8 @@ def read_version(root: Root, version: str) -> ModelVersion:
     return from_json(ModelVersion, {**body, "id": named})
 
 
-def read_weights(root: Root, version: ModelVersion, which: Literal["judged", "served"]) -> bytes:
-    """Weights of a version as safetensors, checked against the manifest's hash."""
-    weights: WeightSet = getattr(version, which)
+def read_weights(root: Root, version: ModelVersion, weights: WeightSet) -> bytes:
+    """One of a version's sets of weights as safetensors, checked against the manifest's hash."""
     return root.models.read(f"{version.id}/{weights.file}", sha256=weights.sha256)
 
 

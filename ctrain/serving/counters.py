@@ -31,7 +31,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ctrain.records import ArmCounts, PairCounts
-from ctrain.serving.weights import FAILURES, Live
+from ctrain.serving.prediction_log import Answer, PredictionLog
+from ctrain.serving.weights import FAILURES, Live, Model
 from ctrain.telemetry.log import logger
 
 _log = logger("serving")
@@ -210,28 +211,43 @@ class Counters:
         return counts
 
 
+@dataclass(frozen=True, slots=True)
+class Mirrored:
+    """A request that the champion answered."""
+
+    live: Live
+    rows: list[dict[str, Any]]
+    values: list[float]
+    """What the champion gave, one a row."""
+    prediction_ids: list[str] = field(default_factory=list)
+    time: float = 0.0
+    """Of the answer, in seconds since 1970."""
+
+
 class Mirror:
-    """Scores mirrored requests by the challenger, off the event loop; a full queue sheds.
+    """Scores mirrored requests by the slot that the document names, off the event loop; a full queue sheds.
+
+    What that slot would have answered goes to the prediction log under the ids of the answers, as slot
+    `shadow`, so that labels can judge both.
 
     Args:
-        counters: Where pairs are counted.
+        counters: Where pairs of a rollout are counted.
+        log: Where the shadow's values are written; None writes none.
         capacity: Requests that may wait.
     """
 
-    def __init__(self, counters: Counters, capacity: int = 64) -> None:
-        self._counters = counters
-        self._queue: queue.Queue[tuple[Live, list[dict[str, Any]], list[float]] | None] = queue.Queue(
-            maxsize=capacity
-        )
+    def __init__(self, counters: Counters, log: PredictionLog | None = None, capacity: int = 64) -> None:
+        self._counters, self._log = counters, log
+        self._queue: queue.Queue[Mirrored | None] = queue.Queue(maxsize=capacity)
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
         self._thread.start()
 
-    def offer(self, live: Live, rows: list[dict[str, Any]], values: list[float]) -> None:
-        """Hand over a request that the champion of `live` answered with `values`."""
+    def offer(self, request: Mirrored) -> None:
+        """Hand over a request that was answered."""
         try:
-            self._queue.put_nowait((live, rows, values))
+            self._queue.put_nowait(request)
         except queue.Full:
-            self._counters.pair(live.document.rollout).shed += 1
+            self._pair(request.live).shed += 1
 
     def drain(self, seconds: float = 5.0) -> None:
         """Wait until the queue is empty (tests)."""
@@ -253,34 +269,65 @@ class Mirror:
     def _run(self) -> None:
         while (work := self._queue.get()) is not None:
             try:
-                self._compare(*work)
+                self._compare(work)
             except FAILURES as error:  # the mirror outlives everything
                 _log.warning("mirrored request not compared: %s", type(error).__name__)
             self._queue.task_done()
 
-    def _compare(self, live: Live, rows: list[dict[str, Any]], values: list[float]) -> None:
+    def _pair(self, live: Live) -> _Pair:
+        """Counts of the rollout; what is mirrored to the previous champion is counted by its labels alone."""
+        return self._counters.pair(live.document.rollout) if live.document.rollout else _Pair()
+
+    def _compare(self, request: Mirrored) -> None:
         """Count one request as one witness, whatever the number of its rows."""
-        champion, challenger = live.champion, live.challenger
+        live, rows, values = request.live, request.rows, request.values
+        champion, shadow = live.champion, live.shadow
         assert champion is not None
-        assert challenger is not None
-        counts = self._counters.pair(live.document.rollout)
-        if not live.challenger_can_score(rows):
+        if shadow is None:
+            return  # not resident yet
+        counts = self._pair(live)
+        if shadow is live.challenger and not live.challenger_can_score(rows):
             counts.errors += 1  # clients do not send yet what it requires
             return
+        start = time.perf_counter()
         try:
-            others = challenger.predict(rows)
+            others = shadow.predict(rows)
         except FAILURES:
             counts.errors += 1
             return
         if not finite(others, len(rows)):
             counts.errors += 1
             return
+        self._write(request, shadow, others, time.perf_counter() - start)
         pairs = list(zip(values, others, strict=True))
-        flips = sum((mine >= champion.threshold) != (other >= challenger.threshold) for mine, other in pairs)
+        flips = sum((mine >= champion.threshold) != (other >= shadow.threshold) for mine, other in pairs)
         counts.flipped += flips / len(rows)
         counts.shift += sum(other - mine for mine, other in pairs) / len(rows)
         counts.distance += sum(abs(other - mine) for mine, other in pairs) / len(rows)
         counts.pairs += 1
+
+    def _write(self, request: Mirrored, shadow: Model, values: list[float], seconds: float) -> None:
+        if self._log is None:
+            return
+        document = request.live.document
+        label = request.live.labels.get(shadow.version, shadow.version)
+        for prediction_id, value in zip(request.prediction_ids, values, strict=True):
+            self._log.append(
+                Answer(
+                    prediction_id,
+                    request.time,
+                    None,
+                    shadow.version,
+                    label,
+                    "shadow",
+                    document.rollout,
+                    document.split,
+                    value,
+                    shadow.threshold,
+                    seconds,
+                    {},  # stands with the answer
+                )
+            )
 
 
 def finite(values: list[float], rows: int) -> bool:

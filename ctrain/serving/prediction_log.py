@@ -32,7 +32,7 @@ SCHEMA = pa.schema(
         ("key", pa.string()),  # null if the request had none
         ("version", pa.string()),  # id of the model version
         ("label", pa.string()),  # its name, e.g. v7
-        ("slot", pa.string()),  # champion or challenger: who answered
+        ("slot", pa.string()),  # champion or challenger answered; shadow answered nobody
         ("rollout", pa.string()),
         ("split", pa.float64()),
         ("value", pa.float64()),  # probability

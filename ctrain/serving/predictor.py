@@ -24,7 +24,7 @@ from starlette.responses import Response
 
 from ctrain.errors import ServingError
 from ctrain.records import LiveDocument, ReplicaReport, Slot, from_json, to_json
-from ctrain.serving.counters import ArmName, Counters, Mirror, finite
+from ctrain.serving.counters import ArmName, Counters, Mirror, Mirrored, finite
 from ctrain.serving.http import LabelRoutes, Operator, answer, openapi, read_body, unavailable
 from ctrain.serving.ids import PredictionIds
 from ctrain.serving.labels import LabelStore
@@ -92,10 +92,10 @@ class Predictor:
         self.replica = replica or _replica_id()
         self.incarnation = uuid.uuid4().hex[:12]
         self.counters = Counters()
-        self.mirror = Mirror(self.counters)
         self._ids = PredictionIds(pipeline, self.replica)
         folder = root.pipeline(pipeline).log
         self.log = PredictionLog(folder, f"{self.replica}-{self.incarnation}", self.limits.flush)
+        self.mirror = Mirror(self.counters, self.log)
         self._labels = LabelRoutes(pipeline, LabelStore(folder, self.limits.horizon))
         self._schema: tuple[dict[str, Any], dict[str, Any], RequestSchema] | None = None
         """The newest schema, and the columns that it was made of: making one takes milliseconds."""
@@ -318,11 +318,13 @@ class Predictor:
                 return _no_answer(values, asked)
             self.counters.took(seconds)
             assert values is not None
-            if document.mirror and in_rollout and not fell_back:
-                self.mirror.offer(live, asked.rows, values)
         assert values is not None
         self.counters.answered += 1
-        return self._answer(live, asked, model, arm, values, seconds)
+        now = time.time()
+        ids = [self._ids.new(now) for _ in asked.rows]
+        if arm == "champion" and live.shadow is not None and not fell_back:
+            self.mirror.offer(Mirrored(live, asked.rows, values, ids, now))
+        return self._answer(live, asked, model, arm, values, seconds, ids, now)
 
     def _count(
         self, document: LiveDocument, arm: ArmName, failed: bool, seconds: float, client: str | None
@@ -338,13 +340,13 @@ class Predictor:
         arm: ArmName,
         values: list[float],
         seconds: float,
+        ids: list[str],
+        now: float,
     ) -> Response:
-        now = time.time()
         document = live.document
         label = live.labels.get(model.version, model.version)
         predictions = []
-        for row, value in zip(asked.rows, values, strict=True):
-            prediction_id = self._ids.new(now)
+        for row, value, prediction_id in zip(asked.rows, values, ids, strict=True):
             predictions.append({"value": value, "prediction_id": prediction_id})
             self.log.append(
                 Answer(

@@ -65,6 +65,12 @@ class Live:
     schema: Any = None
     """What its requests are checked by: swapped with the weights, so that no request meets another's."""
 
+    @property
+    def shadow(self) -> Model | None:
+        """What mirrored requests are scored by; None if nothing is, or it is not resident."""
+        slots = {"challenger": self.challenger, "previous": self.previous}
+        return slots.get(self.document.mirror)
+
     def challenger_can_score(self, rows: list[dict[str, Any]]) -> bool:
         """Whether the rows hold what the challenger requires: null would pass for a missing number."""
         return not self.unasked or all(row.get(name) is not None for name in self.unasked for row in rows)
@@ -315,7 +321,7 @@ def load_model(root: Root, slot: Slot) -> Model:
         )
     tensors = _at_low_priority(lambda: _verified_tensors(root, version.id, version.served))
     with _blamed_on(version.id):
-        model = TorchModel(assemble(root, version, "served", tensors), slot.sha256)
+        model = TorchModel(assemble(root, version, version.served, tensors), slot.sha256)
         for _ in range(3):
             values = model.predict([example_row(version.columns)])
         if len(values) != 1 or not all(map(math.isfinite, values)):

@@ -50,6 +50,12 @@ class Evaluation(Spec):
     blocks: int = Field(14, ge=2)
     """Newest matured blocks (partitions) that both judged models have not seen."""
 
+    replicates: int = Field(3, ge=1)
+    """Judged models of each version, which differ by their seed alone; the gate averages them."""
+
+    refit_folds: int = Field(2, ge=0)
+    """Stretches of the judged blocks on which a refit is judged out of sample; fewer than 2 are no check."""
+
     threshold: Share = 0.5
     """Probability at and above which the decision is positive."""
 

@@ -1,7 +1,7 @@
 """Layout of a root: the one place that knows which file lies where.
 
     <root>/token                         operator's bearer token, mode 0600
-    <root>/models/<version id>/          manifest.json, judged.safetensors, served.safetensors
+    <root>/models/<version id>/          manifest.json, <set>.safetensors: served, judged-0 ...
     <root>/code/<sha256>.zip             user code
     <root>/live/<pipeline>.json          newest live document
     <root>/pipelines.db                  which pipelines a controller actor hosts

@@ -19,9 +19,7 @@ from ctrain.records import Json, RunRequest, canonical, to_json
 from ctrain.storage import Root
 from ctrain.storage.artifacts import file_sha256
 from ctrain.training.loop import Progress
-
-SETS = ("judged", "served")
-"""The two sets of weights, in the order in which they are trained."""
+from ctrain.training.sets import SERVED
 
 META = "meta.json"
 OPTIMIZER = "optimizer.safetensors"
@@ -34,7 +32,7 @@ class Done:
     """What a run has reached."""
 
     position: int = 0
-    """Index in SETS of the set under way."""
+    """Index in the run's sets of the one under way."""
     progress: Progress | None = None
     """Of the set under way; None before its first epoch."""
     finished: dict[str, tuple[Progress, Encoder]] = field(default_factory=dict)
@@ -65,7 +63,7 @@ def write_checkpoint(
         sets[name] = {"epoch": state.epoch, "loss": state.loss, "encoder": fitted.to_json()}
     safetensors.torch.save_file(progress.optimizer, folder / OPTIMIZER)
     files = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
-    meta = {**facts, "which": which, "sets": sets, "files": files}
+    meta = {**facts, "which": which, "position": len(done.finished), "sets": sets, "files": files}
     (folder / META).write_text(canonical(meta), encoding="utf-8")
 
 
@@ -104,16 +102,15 @@ def read_checkpoint(folder: Path) -> Done:
         progress = Progress(entry["epoch"], weights, {}, entry["loss"])
         if name == meta["which"]:
             progress.optimizer = safetensors.torch.load_file(folder / OPTIMIZER)
-            done.progress, done.position = progress, SETS.index(name)
+            done.progress, done.position = progress, meta["position"]
         else:
             done.finished[name] = (progress, Encoder.from_json(entry["encoder"]))
     return done
 
 
 def is_last(meta: Json, epochs: int) -> bool:
-    """Whether a checkpoint holds both sets, trained to the last epoch."""
-    last = SETS[-1]
-    return bool(meta["which"] == last and meta["sets"][last]["epoch"] == epochs)
+    """Whether a checkpoint holds all sets, trained to the last epoch."""
+    return bool(meta["which"] == SERVED and meta["sets"][SERVED]["epoch"] == epochs)
 
 
 def newest_of_earlier_attempts(request: RunRequest, environment: Mapping[str, str]) -> Path | None:
@@ -155,4 +152,4 @@ def _essence(request: Json) -> Json:
 
 def _reached(checkpoint: Path) -> tuple[int, int]:
     meta = read_meta(checkpoint)
-    return SETS.index(meta["which"]), meta["sets"][meta["which"]]["epoch"]
+    return meta["position"], meta["sets"][meta["which"]]["epoch"]

@@ -13,7 +13,7 @@ from ctrain.records import RunRequest, from_json
 from ctrain.registry import read_version
 from ctrain.storage import Root
 from ctrain.storage.artifacts import file_sha256
-from ctrain.training.checkpoint import SETS, read_meta, run_folder
+from ctrain.training.checkpoint import read_meta, run_folder
 from ctrain.training.run import run_environment, train
 
 
@@ -63,7 +63,7 @@ def reproduce(root: Root, version: str) -> Reproduction:
     found, ran = _result(task.remote(request))
     return Reproduction(
         version,
-        expected={name: getattr(manifest, name).sha256 for name in SETS},
+        expected={one.name: one.sha256 for one in manifest.weights},
         found=found,
         changed={
             name: f"{was} -> {ran.get(name, 'unknown')}"
@@ -77,8 +77,9 @@ def _repeat(request: RunRequest) -> tuple[dict[str, str], dict[str, str]]:
     """Hash of each set of weights, and the environment."""
     try:
         checkpoint = train(request)
-        found = {name: file_sha256(checkpoint / f"{name}.safetensors") for name in SETS}
-        return found, read_meta(checkpoint)["environment"]
+        meta = read_meta(checkpoint)
+        found = {name: file_sha256(checkpoint / f"{name}.safetensors") for name in meta["sets"]}
+        return found, meta["environment"]
     finally:
         shutil.rmtree(run_folder(request), ignore_errors=True)
 

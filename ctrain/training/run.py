@@ -1,8 +1,8 @@
-"""A run: Ray Train around the loop, two sets of weights, one registered model version.
+"""A run: Ray Train around the loop, some sets of weights, one registered model version.
 
-`judged` leaves the newest blocks out and is what the gate scores; `served` is refitted on everything
-and is what answers requests. Every epoch is a checkpoint in safetensors; a worker that dies costs at
-most one epoch, and the resumed run ends with the same bits.
+The judged sets leave the newest blocks out and are what the gate scores; `served` is refitted on everything
+and is what answers requests (`sets` names them all). Every epoch is a checkpoint in safetensors; a worker
+that dies costs at most one epoch, and the resumed run ends with the same bits.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from ctrain.models.build import build_module
 from ctrain.models.encoder import Encoder
 from ctrain.models.trial import try_out
 from ctrain.records import Json, ModelVersion, RunRequest, canonical, from_json, to_json
-from ctrain.registry import write_version
+from ctrain.registry import TrainedSet, write_version
 from ctrain.spec import PipelineSpec, parse_spec
 from ctrain.storage import Root, open_root, write_atomically
 from ctrain.storage.code import code_uri, load_attribute
 from ctrain.training.checkpoint import (
-    SETS,
     Done,
     is_last,
     newest_of_earlier_attempts,
@@ -42,6 +41,7 @@ from ctrain.training.checkpoint import (
 )
 from ctrain.training.guard import Guarded
 from ctrain.training.loop import Progress, fit, make_deterministic, seed_everything
+from ctrain.training.sets import planned_sets
 from ctrain.training.window import Window
 
 TRIAL_ROWS = 64
@@ -78,7 +78,7 @@ def execute(request: RunRequest) -> ModelVersion:
 
 
 def train(request: RunRequest) -> Path:
-    """Train both sets of weights by Ray Train; gives the folder of the last checkpoint.
+    """Train all sets of weights by Ray Train; gives the folder of the last checkpoint.
 
     A run whose worker died goes on from its last checkpoint, `training.max_failures` times; a later
     attempt of a run goes on from the last one of the attempts before it.
@@ -141,7 +141,7 @@ def is_retryable(error: Exception) -> bool:
 
 
 def train_worker(config: Json) -> None:
-    """What each Ray Train worker runs: both sets of weights, from the last checkpoint if there is one.
+    """What each Ray Train worker runs: all sets of weights, from the last checkpoint if there is one.
 
     Args:
         config: The `request`, and in `earlier` the checkpoint of an earlier attempt or nothing.
@@ -165,16 +165,21 @@ def train_worker(config: Json) -> None:
     if rank == 0:  # the environment of a worker, not that of the actor that waits for it
         _write_record(request, facts["environment"])
     done = _last_checkpoint(config["earlier"])
-    for which in SETS[done.position :]:
-        encoder = window.encoder(which)
-        inputs, labels = window.tensors(which, encoder, rank, world)
-        if which == SETS[done.position] and len(inputs):
+    rows_of: tuple[str, ...] | None = None
+    for position, planned in enumerate(planned_sets(request, spec)):
+        if position < done.position:
+            continue
+        if planned.left_out != rows_of:  # replicates learn from the same rows
+            encoder = window.encoder(planned.left_out)
+            inputs, labels = window.tensors(planned.left_out, encoder, rank, world)
+            inputs, labels, rows_of = inputs.to(device), labels.to(device), planned.left_out
+        if position == done.position and len(inputs):
             _try_out(request, spec, window.view, encoder, inputs[:TRIAL_ROWS], device)
-        seed_everything(request.seed)
+        seed_everything(planned.seed)
         module = build_module(model, encoder.inputs)
-        start = done.progress if done.position == SETS.index(which) else None
+        start, done.progress = done.progress, None
 
-        def report(progress: Progress, which: str = which, encoder: Encoder = encoder) -> None:
+        def report(progress: Progress, which: str = planned.name, encoder: Encoder = encoder) -> None:
             metrics = {"epoch": progress.epoch, f"{which}_loss": float(progress.loss)}
             if rank != 0:
                 ray.train.report(metrics)
@@ -192,10 +197,10 @@ def train_worker(config: Json) -> None:
 
         progress = fit(
             module,
-            inputs.to(device),
-            labels.to(device),
+            inputs,
+            labels,
             spec.training,
-            request.seed,
+            planned.seed,
             request.run_id,
             rank=rank,
             world=world,
@@ -204,8 +209,7 @@ def train_worker(config: Json) -> None:
             add_up=partial(_add_up, device) if world > 1 else lambda values: values,
             after_epoch=report,
         )
-        done.finished[which] = (progress, encoder)
-        done.position, done.progress = SETS.index(which) + 1, None
+        done.finished[planned.name] = (progress, encoder)
 
 
 def _write_record(request: RunRequest, environment: dict[str, str]) -> None:
@@ -255,7 +259,7 @@ def _facts(spec: PipelineSpec, window: Window) -> Json:
         "environment": environment(spec.training.use_gpu),
         "view_hash": window.view.hash,
         "columns": columns_to_json(window.view.columns),
-        "rows": window.rows("served"),
+        "rows": window.rows(),
     }
 
 
@@ -280,13 +284,20 @@ def _register(request: RunRequest, spec: PipelineSpec, checkpoint: Path) -> Mode
         "rows": meta["rows"],
         "spec_sha256": spec.sha256,
         "environment": meta["environment"],
-        "metrics": {f"{name}_loss": float(meta["sets"][name]["loss"]) for name in SETS},
+        "metrics": {f"{name}_loss": float(entry["loss"]) for name, entry in meta["sets"].items()},
     }
-    judged, served = (
-        ((checkpoint / f"{name}.safetensors").read_bytes(), meta["sets"][name]["encoder"]) for name in SETS
-    )
+    trained = [
+        TrainedSet(
+            one.name,
+            (checkpoint / f"{one.name}.safetensors").read_bytes(),
+            meta["sets"][one.name]["encoder"],
+            one.seed,
+            one.left_out,
+        )
+        for one in planned_sets(request, spec)
+    ]
     root = Root(Path(request.root), open_root(request.root).store)
-    return write_version(root, fields, judged, served)
+    return write_version(root, fields, trained)
 
 
 def environment(gpu: bool) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,32 +32,27 @@ class Window:
             self.view: FeatureView = load_view(spec.features)
         self._dataset = Dataset(root, request.pipeline, request.dataset_version, request.code)
 
-    def partitions(self, which: str) -> list[str]:
-        """Partitions that a set of weights learns from, oldest first."""
-        left_out = set(self._request.blocks) if which == "judged" else set()
-        return [name for name in self._request.partitions if name not in left_out]
+    def rows(self) -> int:
+        """Rows of the whole window."""
+        return sum(part.rows for part in self._statistics(()))
 
-    def rows(self, which: str) -> int:
-        """Rows that a set of weights learns from."""
-        return sum(part.rows for part in self._statistics(which))
-
-    def encoder(self, which: str) -> Encoder:
-        """Vocabularies and scales of a set of weights.
+    def encoder(self, left_out: Sequence[str]) -> Encoder:
+        """Vocabularies and scales of a set of weights that learns from all partitions but some.
 
         Raises:
             TrainingError: if no partition is left for it.
         """
-        parts = self._statistics(which)
+        parts = self._statistics(left_out)
         if not parts:
             raise TrainingError(self._request.run_id, "no partition is left beside the judged blocks")
         model = self._spec.model
         return Encoder.fit(PartitionStatistics.merge(parts), model.bins, model.minimum_count)
 
     def tensors(
-        self, which: str, encoder: Encoder, rank: int, world: int
+        self, left_out: Sequence[str], encoder: Encoder, rank: int, world: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Matrix and labels of one rank, as `encode_share`."""
-        parts = (self._features(name) for name in self.partitions(which))
+        parts = (self._features(name) for name in self._partitions(left_out))
         return encode_share(self._request.run_id, parts, encoder, rank, world)
 
     def _features(self, partition: str) -> Features:
@@ -65,10 +60,13 @@ class Window:
         with user_code(self._spec.features, f"on partition {partition}"):
             return self._dataset.features(partition, self.view, label)
 
-    def _statistics(self, which: str) -> list[PartitionStatistics]:
+    def _partitions(self, left_out: Sequence[str]) -> list[str]:
+        return [name for name in self._request.partitions if name not in set(left_out)]
+
+    def _statistics(self, left_out: Sequence[str]) -> list[PartitionStatistics]:
         label = self._spec.label.name
         parts = []
-        for name in self.partitions(which):
+        for name in self._partitions(left_out):
             with user_code(self._spec.features, f"on partition {name}"):
                 parts.append(self._dataset.statistics(name, self.view, label))
         return parts

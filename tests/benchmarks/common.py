@@ -82,7 +82,7 @@ def register(root: Any, count: int, hidden: int = 128) -> list[Any]:
     from ctrain.models.build import build_module
     from ctrain.models.encoder import Encoder
     from ctrain.records import Slot
-    from ctrain.registry.versions import write_version
+    from ctrain.registry.versions import TrainedSet, write_version
 
     seen = np.random.default_rng(0).standard_normal((1000, len(NAMES)))
     arrays = {name: seen[:, at] for at, name in enumerate(NAMES)}
@@ -93,14 +93,14 @@ def register(root: Any, count: int, hidden: int = 128) -> list[Any]:
     slots = []
     for number in range(1, count + 1):
         tensors = {name: value + 1e-3 * torch.randn_like(value) for name, value in base.items()}
-        weights = (safetensors.torch.save(tensors), encoder.to_json())
+        weights = [TrainedSet("served", safetensors.torch.save(tensors), encoder.to_json())]
         fields = {
             "pipeline": PIPELINE, "run_id": f"r{number}", "code": "", "features": "network:view",
             "view_hash": view.hash, "columns": columns_to_json(view.columns), "model": model, "label": "y",
             "threshold": 0.5, "dataset_version": 0, "partitions": ("day-3",), "blocks": (), "seed": number,
             "workers": 1, "parent": "", "rows": 100, "spec_sha256": "", "environment": {}, "metrics": {},
         }  # fmt: skip
-        version = write_version(root, fields, weights, weights)
+        version = write_version(root, fields, weights)
         slots.append(Slot(version.id, f"v{number}", version.served.sha256))
     (root.path / "versions.json").write_text(json.dumps([slot.version for slot in slots]))
     return slots

@@ -14,7 +14,7 @@ from ctrain.features.view import columns_to_json
 from ctrain.models.build import build_module
 from ctrain.models.encoder import Encoder
 from ctrain.records import LiveDocument, Slot, from_json, to_json
-from ctrain.registry.versions import write_version
+from ctrain.registry.versions import TrainedSet, write_version
 from ctrain.serving import read_log
 from ctrain.spec import parse_spec
 from ctrain.storage import Root
@@ -51,7 +51,7 @@ def register(root: Root, code: str, seed: int) -> Slot:
         "threshold": 0.5, "dataset_version": 0, "partitions": (), "blocks": (), "seed": seed, "workers": 1,
         "parent": "", "rows": 100, "spec_sha256": "", "environment": {}, "metrics": {},
     }  # fmt: skip
-    version = write_version(root, fields, (data, encoder.to_json()), (data, encoder.to_json()))
+    version = write_version(root, fields, [TrainedSet("served", data, encoder.to_json())])
     return Slot(version.id, f"v{seed}", version.served.sha256)
 
 

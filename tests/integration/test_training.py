@@ -145,12 +145,14 @@ def test_a_run_gives_a_version_that_scores(shop: Shop, first) -> None:
     request, version = first
     assert version == read_version(shop.root, version.id)
     assert version.rows == 2 * ROWS
-    assert version.judged.sha256 != version.served.sha256
+    names = ["judged-0", "judged-1", "judged-2", "served"]
+    assert [one.name for one in version.weights] == names
+    assert len({one.sha256 for one in version.weights}) == len(names)
     record = json.loads((run_folder(request) / "request.json").read_text())
     assert record["environment"] == version.environment
     assert record["seed"] == 3
     rows = {"kind": np.array(["a", "never seen"]), "size": np.array([1.0, np.nan])}
-    assert np.isfinite(load_network(shop.root, version, "served").predict(rows)).all()
+    assert np.isfinite(load_network(shop.root, version, version.served).predict(rows)).all()
 
 
 def test_a_run_repeated_from_its_record_gives_the_same_weights(shop: Shop, first) -> None:
@@ -158,7 +160,7 @@ def test_a_run_repeated_from_its_record_gives_the_same_weights(shop: Shop, first
     before = sorted(path.name for path in shop.root.pipeline("p").runs.iterdir())
     proof = reproduce(shop.root, version.id)
     assert proof.same
-    assert proof.found == {"judged": version.judged.sha256, "served": version.served.sha256}
+    assert proof.found == {one.name: one.sha256 for one in version.weights}
     assert proof.changed == {}
     assert sorted(path.name for path in shop.root.pipeline("p").runs.iterdir()) == before
 

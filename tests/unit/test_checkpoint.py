@@ -30,7 +30,7 @@ def progress(epoch: int) -> Progress:
 
 def write(folder: Path, which: str, epoch: int, **environment: str) -> Path:
     folder.mkdir(parents=True)
-    done = Done(finished={"judged": (progress(9), ENCODER)} if which == "served" else {})
+    done = Done(finished={"judged-0": (progress(9), ENCODER)} if which == "served" else {})
     facts = {"environment": {**ENVIRONMENT, **environment}}
     write_checkpoint(folder, which, progress(epoch), ENCODER, done, facts)
     return folder
@@ -63,12 +63,12 @@ def test_a_checkpoint_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert (done.progress.epoch, done.progress.loss) == (4, 0.5)
     assert done.progress.weights["w"].equal(progress(4).weights["w"])
     assert done.progress.optimizer["0.step"] == 4
-    judged, encoder = done.finished["judged"]
+    judged, encoder = done.finished["judged-0"]
     assert judged.epoch == 9
     assert encoder == ENCODER
 
 
-@pytest.mark.parametrize("name", ["judged.safetensors", "served.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize("name", ["judged-0.safetensors", "served.safetensors", "optimizer.safetensors"])
 def test_a_checkpoint_that_was_cut_off_is_refused(tmp_path: Path, name: str) -> None:
     folder = write(tmp_path / "c", "served", 4)
     whole = (folder / name).read_bytes()
@@ -81,7 +81,7 @@ def test_a_checkpoint_that_was_cut_off_is_refused(tmp_path: Path, name: str) -> 
 
 
 def test_half_a_meta_file_and_none_are_refused(tmp_path: Path) -> None:
-    folder = write(tmp_path / "c", "judged", 4)
+    folder = write(tmp_path / "c", "judged-0", 4)
     (folder / "meta.json").write_text((folder / "meta.json").read_text()[:-1])
     with pytest.raises(CorruptArtifactError):
         read_meta(folder)
@@ -89,17 +89,17 @@ def test_half_a_meta_file_and_none_are_refused(tmp_path: Path) -> None:
         read_meta(tmp_path / "nowhere")
 
 
-def test_only_the_last_epoch_of_the_second_set_ends_a_run(tmp_path: Path) -> None:
+def test_only_the_last_epoch_of_the_last_set_ends_a_run(tmp_path: Path) -> None:
     metas = [
         read_meta(write(tmp_path / f"{which}{epoch}", which, epoch))
-        for which, epoch in (("judged", 5), ("served", 4), ("served", 5))
+        for which, epoch in (("judged-0", 5), ("served", 4), ("served", 5))
     ]
     assert [is_last(meta, 5) for meta in metas] == [False, False, True]
 
 
 def test_an_attempt_goes_on_from_the_furthest_checkpoint_of_those_before_it(tmp_path: Path) -> None:
     assert newest_of_earlier_attempts(request(tmp_path, 3), ENVIRONMENT) is None
-    ran(request(tmp_path, 1), ("judged", 4), ("judged", 5))
+    ran(request(tmp_path, 1), ("judged-0", 4), ("judged-0", 5))
     _, furthest = ran(request(tmp_path, 2), ("served", 1), ("served", 2))
     ran(request(tmp_path, 3), ("served", 5))  # its own, which Ray Train looks after
     assert newest_of_earlier_attempts(request(tmp_path, 3), ENVIRONMENT) == furthest
@@ -107,7 +107,7 @@ def test_an_attempt_goes_on_from_the_furthest_checkpoint_of_those_before_it(tmp_
 
 
 def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path: Path) -> None:
-    whole, torn = ran(request(tmp_path, 1), ("judged", 4), ("judged", 5))
+    whole, torn = ran(request(tmp_path, 1), ("judged-0", 4), ("judged-0", 5))
     (torn / "optimizer.safetensors").write_bytes(b"")
     assert newest_of_earlier_attempts(request(tmp_path, 2), ENVIRONMENT) == whole
 
@@ -116,7 +116,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path: Path) -> None:
     "change", [{"code": "d"}, {"seed": 8}, {"dataset_version": 4}, {"partitions": ("b",)}, {"blocks": ()}]
 )
 def test_attempts_that_were_asked_for_something_else_are_passed_over(tmp_path: Path, change) -> None:
-    ran(request(tmp_path, 1), ("judged", 4))
+    ran(request(tmp_path, 1), ("judged-0", 4))
     assert newest_of_earlier_attempts(request(tmp_path, 2, **change), ENVIRONMENT) is None
     other = spec(training={"epochs": 9}).to_json()
     assert newest_of_earlier_attempts(request(tmp_path, 2, spec=other), ENVIRONMENT) is None
@@ -125,7 +125,7 @@ def test_attempts_that_were_asked_for_something_else_are_passed_over(tmp_path: P
 def test_a_checkpoint_of_other_libraries_is_passed_over_and_one_of_another_device_is_not(
     tmp_path: Path,
 ) -> None:
-    ran(request(tmp_path, 1), ("judged", 4))
+    ran(request(tmp_path, 1), ("judged-0", 4))
     assert newest_of_earlier_attempts(request(tmp_path, 2), {**ENVIRONMENT, "torch": "2.14.0"}) is None
     # The actor that looks has no GPU where workers have one.
     assert newest_of_earlier_attempts(request(tmp_path, 2), {**ENVIRONMENT, "device": "H100"}) is not None

@@ -15,11 +15,11 @@ from ctrain.errors import CorruptArtifactError, UserCodeError, WeightsError
 from ctrain.features import Column, PartitionStatistics, columns_to_json, feature_view
 from ctrain.models.build import build_module
 from ctrain.models.encoder import Encoder, Inputs
-from ctrain.models.loading import load_network
+from ctrain.models.loading import Network, load_network
 from ctrain.models.tabular import NUMBER_WIDTH, PiecewiseLinear, TabularNet, embedding_width
 from ctrain.models.trial import try_out
 from ctrain.records import ModelVersion
-from ctrain.registry import write_version
+from ctrain.registry import TrainedSet, write_version
 from ctrain.storage import Root
 
 INPUTS = Inputs((("kind", 4), ("place", 9)), ("size", "age"), ((-1.0, 0.0, 1.0), (-2.0, 2.0)))
@@ -141,6 +141,10 @@ def test_a_factory_that_raises_is_the_users_fault() -> None:
 ENCODER = Encoder({"kind": ("a", "b")}, {"size": (1.0, 2.0)}, {"size": (-1.0, 0.0, 1.0)})
 
 
+def load(root: Root, version: ModelVersion) -> Network:
+    return load_network(root, version, version.served)
+
+
 def register(root: Root, change: Any = lambda tensors: None, **fields: Any) -> ModelVersion:
     torch.manual_seed(0)
     tensors = build_module(TABULAR, ENCODER.inputs).state_dict()
@@ -152,12 +156,14 @@ def register(root: Root, change: Any = lambda tensors: None, **fields: Any) -> M
         "dataset_version": 0, "partitions": (), "blocks": (), "seed": 0, "workers": 1, "parent": "",
         "rows": 2, "spec_sha256": "", "environment": {}, **fields,
     }  # fmt: skip
-    return write_version(root, manifest, (data, ENCODER.to_json()), (data, ENCODER.to_json()))
+    return write_version(
+        root, manifest, [TrainedSet(name, data, ENCODER.to_json()) for name in ("judged-0", "served")]
+    )
 
 
 def test_a_version_scores_raw_columns(tmp_path: Path) -> None:
     root = Root(tmp_path)
-    network = load_network(root, register(root), "served")
+    network = load(root, register(root))
     scores = network.predict({"kind": np.array(["a", "z"]), "size": np.array([1.0, np.nan])})
     assert scores.shape == (2,)
     assert scores.dtype == np.float64
@@ -172,7 +178,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -
 
     root = Root(tmp_path)
     with pytest.raises(WeightsError, match=r"'head.0.weight' holds numbers that are not finite"):
-        load_network(root, register(root, spoil), "served")
+        load(root, register(root, spoil))
 
 
 def test_infinities_that_cancel_out_are_refused(tmp_path: Path) -> None:
@@ -181,7 +187,7 @@ def test_infinities_that_cancel_out_are_refused(tmp_path: Path) -> None:
 
     root = Root(tmp_path)
     with pytest.raises(WeightsError, match="not finite"):
-        load_network(root, register(root, spoil), "judged")
+        load(root, register(root, spoil))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +202,7 @@ def test_infinities_that_cancel_out_are_refused(tmp_path: Path) -> None:
 def test_weights_of_another_network_are_refused(tmp_path: Path, change: Any) -> None:
     root = Root(tmp_path)
     with pytest.raises(WeightsError, match="do not fit the network"):
-        load_network(root, register(root, change), "served")
+        load(root, register(root, change))
 
 
 def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
@@ -205,17 +211,17 @@ def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
 
     root = Root(tmp_path)
     with pytest.raises(WeightsError, match=r"float16.*expected.*float32"):
-        load_network(root, register(root, spoil), "served")
+        load(root, register(root, spoil))
 
 
 def test_bytes_that_are_no_safetensors_are_refused(tmp_path: Path) -> None:
     root, data = Root(tmp_path), b"\x80\x04not tensors"
     version = register(root)
     digest = hashlib.sha256(data).hexdigest()
-    version = dataclasses.replace(version, served=dataclasses.replace(version.served, sha256=digest))
+    version = dataclasses.replace(version, weights=(dataclasses.replace(version.served, sha256=digest),))
     root.models.write(f"{version.id}/served.safetensors", data)
     with pytest.raises(WeightsError, match="unreadable"):
-        load_network(root, version, "served")
+        load(root, version)
 
 
 def test_changed_bytes_are_refused_before_they_are_parsed(tmp_path: Path) -> None:
@@ -223,7 +229,7 @@ def test_changed_bytes_are_refused_before_they_are_parsed(tmp_path: Path) -> Non
     version = register(root)
     root.models.write(f"{version.id}/served.safetensors", b"\x80\x04not tensors")
     with pytest.raises(CorruptArtifactError):
-        load_network(root, version, "served")
+        load(root, version)
 
 
 def test_a_user_module_is_loaded_by_its_path(tmp_path: Path, monkeypatch) -> None:
@@ -237,7 +243,7 @@ def test_a_user_module_is_loaded_by_its_path(tmp_path: Path, monkeypatch) -> Non
 
     root = Root(tmp_path)
     model = {"type": "module", "factory": "mine:f", "arguments": {}}
-    assert load_network(root, register(root, replace, model=model), "served").module.weight.shape == (1, 2)
+    assert load(root, register(root, replace, model=model)).module.weight.shape == (1, 2)
 
 
 class Odd(nn.Module):
@@ -266,7 +272,7 @@ def test_a_user_module_may_hold_plain_tensors_numbers_and_one_weight_twice(
 
     root = Root(tmp_path)
     model = {"type": "module", "factory": "mine:f", "arguments": {}}
-    module = load_network(root, register(root, replace, model=model), "served").module
+    module = load(root, register(root, replace, model=model)).module
     assert module(torch.ones(1, 2)).tolist() == [8.0]
     try_out(model, INPUTS, matrix(8))
 

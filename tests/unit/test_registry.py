@@ -6,7 +6,7 @@ import pytest
 
 from ctrain.errors import CorruptArtifactError, MissingArtifactError
 from ctrain.records import ModelVersion
-from ctrain.registry import Registry, read_version, read_weights, write_version
+from ctrain.registry import Registry, TrainedSet, read_version, read_weights, write_version
 from ctrain.storage import Root
 
 FIELDS: dict[str, Any] = {
@@ -19,8 +19,15 @@ ENCODER = {"vocabularies": {"kind": ["a", "é"]}, "scales": {"size": [0.1, 1e-30
 WEIGHTS = bytes(range(256)) * 4
 
 
+def sets(served: bytes) -> list[TrainedSet]:
+    return [
+        TrainedSet("judged-0", b"judged", ENCODER, 7, ("2013-03-01",)),
+        TrainedSet("served", served, ENCODER),
+    ]
+
+
 def write(root: Root, served: bytes = WEIGHTS, **changes: Any) -> ModelVersion:
-    return write_version(root, {**FIELDS, **changes}, (b"judged", ENCODER), (served, ENCODER))
+    return write_version(root, {**FIELDS, **changes}, sets(served))
 
 
 def folder(root: Root, version: ModelVersion) -> Path:
@@ -32,8 +39,8 @@ def test_a_version_comes_back_as_it_was_written(tmp_path: Path) -> None:
     version = write(root)
     assert read_version(root, version.id) == version
     assert Registry(root).read(version.id) == version
-    assert read_weights(root, version, "judged") == b"judged"
-    assert read_weights(root, version, "served") == WEIGHTS
+    assert read_weights(root, version, version.judged[0]) == b"judged"
+    assert read_weights(root, version, version.served) == WEIGHTS
     assert version.served.encoder == ENCODER
 
 
@@ -49,7 +56,7 @@ def test_the_same_content_is_the_same_version_and_changes_nothing(tmp_path: Path
 def test_ids_do_not_depend_on_the_order_of_fields(tmp_path: Path) -> None:
     one = write(Root(tmp_path / "a"))
     turned = dict(reversed(FIELDS.items()))
-    other = write_version(Root(tmp_path / "b"), turned, (b"judged", ENCODER), (WEIGHTS, ENCODER))
+    other = write_version(Root(tmp_path / "b"), turned, sets(WEIGHTS))
     assert one.id == other.id
 
 
@@ -71,8 +78,8 @@ def test_any_flipped_bit_of_the_weights_is_refused(tmp_path: Path) -> None:
         data[choice.randrange(len(data))] ^= 1 << choice.randrange(8)
         file.write_bytes(data)
         with pytest.raises(CorruptArtifactError):
-            read_weights(root, version, "served")
-    assert read_weights(root, version, "judged") == b"judged"
+            read_weights(root, version, version.served)
+    assert read_weights(root, version, version.judged[0]) == b"judged"
 
 
 def test_any_flipped_bit_of_the_manifest_is_refused(tmp_path: Path) -> None:
@@ -116,7 +123,7 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
     version = write(root)
     (folder(root, version) / "served.safetensors").unlink()
     with pytest.raises(MissingArtifactError, match=r"served\.safetensors"):
-        read_weights(root, version, "served")
+        read_weights(root, version, version.served)
 
 
 def test_a_manifest_under_another_id_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from ctrain.evaluation.score import evaluate
 from ctrain.features import Column, columns_to_json, feature_view
 from ctrain.models.encoder import Encoder
 from ctrain.records import EvaluationRequest, GateDecision, ModelVersion
-from ctrain.registry import write_version
+from ctrain.registry import TrainedSet, write_version
 from ctrain.storage import Root
 from ctrain.storage.code import load_attribute, store_code
 
@@ -64,7 +64,9 @@ def version(root: Root, slope: float, partitions=DAYS, blocks=DAYS[-2:], **chang
         "threshold": 0.5, "dataset_version": 0, "partitions": partitions, "blocks": blocks, "seed": 0,
         "workers": 1, "parent": "", "rows": 0, "spec_sha256": "", "environment": {}, **changes,
     }  # fmt: skip
-    return write_version(root, fields, (data, ENCODER.to_json()), (data, ENCODER.to_json()))
+    return write_version(
+        root, fields, [TrainedSet(name, data, ENCODER.to_json()) for name in ("judged-0", "served")]
+    )
 
 
 def judge(root: Root, candidate: ModelVersion, champion: ModelVersion | None = None) -> GateDecision:

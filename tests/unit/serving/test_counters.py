@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ctrain.records import LiveDocument
-from ctrain.serving.counters import Counters, Keys, Mirror
+from ctrain.serving.counters import Counters, Keys, Mirror, Mirrored
 from ctrain.serving.split import challenger_answers
 from ctrain.serving.weights import Live
 
@@ -35,7 +35,7 @@ class BrokenModel:
 
 
 def live(challenger, **changes):
-    return Live(LiveDocument("p", 1, 1, rollout="r"), Model(), challenger, **changes)
+    return Live(LiveDocument("p", 1, 1, rollout="r", mirror="challenger"), Model(), challenger, **changes)
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_counts_of_the_newest_rollouts_are_kept_whether_they_reached_a_canary_or
 
 
 def test_a_mirrored_request_is_one_witness_however_many_rows_it_has(counters, mirror):
-    mirror.offer(live(Model([0.9, 0.9, 0.9, 0.1])), [{}] * 4, [0.8, 0.8, 0.1, 0.1])
+    mirror.offer(Mirrored(live(Model([0.9, 0.9, 0.9, 0.1])), [{}] * 4, [0.8, 0.8, 0.1, 0.1]))
     mirror.drain()
     (counts,) = counters.pairs()
     assert (counts.pairs, counts.flipped) == (1, 0.25)
@@ -160,7 +160,7 @@ def test_a_full_mirror_sheds_and_counts_what_it_sheds(counters, mirror):
     gate = threading.Event()
     held = live(Model(gate=gate))
     for _ in range(20):
-        mirror.offer(held, [{}], [0.8])
+        mirror.offer(Mirrored(held, [{}], [0.8]))
     gate.set()
     mirror.drain()
     (counts,) = counters.pairs()
@@ -170,7 +170,7 @@ def test_a_full_mirror_sheds_and_counts_what_it_sheds(counters, mirror):
 
 @pytest.mark.parametrize("values", [[float("nan")], [0.5, 0.5], []])
 def test_a_mirrored_answer_that_is_none_is_an_error_of_the_challenger(counters, mirror, values):
-    mirror.offer(live(Model(values)), [{}], [0.8])
+    mirror.offer(Mirrored(live(Model(values)), [{}], [0.8]))
     mirror.drain()
     (counts,) = counters.pairs()
     assert (counts.pairs, counts.errors) == (0, 1)
@@ -178,17 +178,17 @@ def test_a_mirrored_answer_that_is_none_is_an_error_of_the_challenger(counters, 
 
 def test_a_mirrored_request_that_lacks_what_the_challenger_requires_is_its_error(counters, mirror):
     both = live(Model(), unasked=("new",))
-    mirror.offer(both, [{"new": 1.0}, {"new": None}], [0.8, 0.8])
-    mirror.offer(both, [{"new": 1.0}, {}], [0.8, 0.8])
-    mirror.offer(both, [{"new": 1.0}], [0.8])
+    mirror.offer(Mirrored(both, [{"new": 1.0}, {"new": None}], [0.8, 0.8]))
+    mirror.offer(Mirrored(both, [{"new": 1.0}, {}], [0.8, 0.8]))
+    mirror.offer(Mirrored(both, [{"new": 1.0}], [0.8]))
     mirror.drain()
     (counts,) = counters.pairs()
     assert (counts.pairs, counts.errors) == (1, 2)
 
 
 def test_the_mirror_outlives_a_comparison_that_nobody_foresaw(counters, mirror):
-    mirror.offer(live(BrokenModel()), [{}], [0.8])
-    mirror.offer(live(Model()), [{}], [0.8])
+    mirror.offer(Mirrored(live(BrokenModel()), [{}], [0.8]))
+    mirror.offer(Mirrored(live(Model()), [{}], [0.8]))
     mirror.drain()
     assert mirror.alive
     assert counters.pairs()[0].pairs == 1

@@ -215,13 +215,44 @@ def test_champion_answers_for_a_failing_challenger(build, root, bad):
 def test_mirrored_requests_are_compared_off_the_path(build, root):
     root.write_live(document(1, champion="old"))
     replica = build()
-    take(replica, document(2, champion="old", challenger="new", rollout="r", mirror=True))
+    take(replica, document(2, champion="old", challenger="new", rollout="r", mirror="challenger"))
     for _ in range(7):
         assert predict(replica)[1]["slot"] == "champion"
     replica.mirror.drain()
     (pair,) = replica.report().pairs
     assert (pair.pairs, pair.flipped, pair.errors, pair.shed) == (7, 7, 0, 0)
     assert pair.distance == pytest.approx(7 * 0.8)
+
+
+def logged(root):
+    return read_log(root.pipeline("p").log, 0, 9e9).to_pylist()
+
+
+def test_what_a_challenger_would_have_answered_is_logged_under_the_ids_of_the_answers(build, root):
+    root.write_live(document(1, champion="old"))
+    replica = build()
+    take(replica, document(2, champion="old", challenger="new", rollout="r", mirror="challenger"))
+    ids = [predict(replica)[1]["prediction_id"] for _ in range(3)]
+    replica.mirror.drain()
+    replica.log.flush()
+    answers, shadows = (
+        [row for row in logged(root) if (row["slot"] == "shadow") == is_one] for is_one in (0, 1)
+    )
+    assert [row["prediction_id"] for row in answers] == [row["prediction_id"] for row in shadows] == ids
+    assert {(row["version"], row["rollout"], row["features"]) for row in shadows} == {("new", "r", "{}")}
+    assert [row["time"] for row in answers] == [row["time"] for row in shadows]
+    assert all(abs(row["value"] - other["value"]) > 0.5 for row, other in zip(answers, shadows, strict=True))
+
+
+def test_a_dethroned_champion_in_shadow_answers_nobody_and_counts_for_no_rollout(build, root):
+    root.write_live(document(1, champion="new", previous="old", mirror="previous"))
+    replica = build()
+    until(lambda: replica.weights.now.shadow is not None)
+    assert predict(replica)[1]["version"] == "v-new"
+    replica.mirror.drain()
+    replica.log.flush()
+    assert [(row["slot"], row["version"]) for row in logged(root)] == [("champion", "new"), ("shadow", "old")]
+    assert replica.report().pairs == ()
 
 
 def test_every_answer_is_logged_with_its_version(build, root):
@@ -313,7 +344,7 @@ def test_refused_version_is_not_loaded_again_until_a_newer_document(build, root,
     assert loads == ["corrupt", "corrupt"]
 
 
-@pytest.mark.parametrize("changes", [{}, {"mirror": True}])
+@pytest.mark.parametrize("changes", [{}, {"mirror": "challenger"}])
 def test_nothing_is_counted_while_no_coin_is_thrown(build, root, changes):
     root.write_live(document(1, champion="old", challenger="new", rollout="r", **changes))
     replica = build()
@@ -460,7 +491,7 @@ def test_columns_of_versions_long_gone_are_forgotten(build, root):
     assert predict(replica, b=1)[0] == 422
 
 
-@pytest.mark.parametrize("changes", [{"mirror": True}, {"split": 0.999999}])
+@pytest.mark.parametrize("changes", [{"mirror": "challenger"}, {"mirror": "challenger", "split": 0.999999}])
 def test_requests_that_lack_what_the_challenger_requires_are_its_errors(build, root, changes):
     root.write_live(document(1, champion="old", challenger="new-b", rollout="r", **changes))
     replica = build()

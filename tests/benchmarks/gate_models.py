@@ -1,0 +1,149 @@
+"""Fits of the gate's benchmark: pairs of gradient-boosted models in sliding windows over the real sets.
+
+Run by itself it only fills the scratch folder, which `gate.py` reads; a second run fits nothing again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.datasets import RealSet, load
+
+TRAINED, JUDGED, OLDER, WEEK = 60, 40, 60, 7
+"""Blocks that a model learns from and is judged on, by how many an older one lags, and a recorded one."""
+
+STRIDES = {"flights": 4, "hotel": 11, "bank": 5, "bike": 11}
+"""Blocks between two windows."""
+
+BANK_ROWS = 100
+"""Rows of a block of `bank`, whose days hold between 1 and 822 calls."""
+
+SEEDS = {"champion": 3, "same": 3, "week": 3, "older": 3, "flipped": 3, "shuffled": 3}
+FLIPPED = 0.2
+"""Share of labels spoiled in `flipped`."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window of judged blocks with the probabilities (or values) of every kind of model on its rows."""
+
+    first: int
+    """First judged block."""
+    block: npt.NDArray[np.int64]
+    """Block of each row, from 0 on."""
+    label: npt.NDArray[np.float64]
+    scores: dict[str, npt.NDArray[np.float32]]
+    """By kind, shape [seeds, rows]."""
+
+
+def blocks_of(data: RealSet) -> npt.NDArray[np.int64]:
+    """Block of each row: the day, or for `bank` a run of `BANK_ROWS` calls."""
+    return np.arange(len(data.label)) // BANK_ROWS if data.name == "bank" else data.day
+
+
+def starts(data: RealSet) -> list[int]:
+    """First judged blocks of all windows."""
+    count = int(blocks_of(data)[-1]) + 1
+    return list(range(TRAINED + OLDER, count - JUDGED + 1, STRIDES[data.name]))
+
+
+def matrix(data: RealSet) -> tuple[npt.NDArray[np.float64], list[int]]:
+    """Features as one float matrix, categories as codes, and the columns that are categories."""
+    columns, categories = [], []
+    for number, name in enumerate(data.features):
+        column = data.features[name]
+        if str(column.dtype) == "category":
+            categories.append(number)
+            codes = column.cat.codes.to_numpy().astype(float)
+            columns.append(np.where(codes < 0, np.nan, codes))
+        else:
+            columns.append(column.to_numpy(float))
+    return np.column_stack(columns), categories
+
+
+def fit_window(data: RealSet, first: int, folder: Path) -> Window:
+    """Train every kind of model for the window that starts at block `first`, or read what was trained."""
+    file = folder / f"{data.name}-{first:04d}.npz"
+    block = blocks_of(data)
+    rows = slice(*np.searchsorted(block, [first, first + JUDGED]))
+    if not file.exists():
+        inputs, categories = matrix(data)
+        learned = {"week": first - WEEK, "older": first - OLDER}
+        scores = {}
+        for kind, count in SEEDS.items():
+            end = learned.get(kind, first)
+            train = slice(*np.searchsorted(block, [end - TRAINED, end]))
+            seeds = [[first, list(SEEDS).index(kind), seed] for seed in range(count)]
+            found = [_scores(data, inputs, categories, train, rows, kind, seed) for seed in seeds]
+            scores[kind] = np.array(found, np.float32)
+        folder.mkdir(parents=True, exist_ok=True)
+        half = file.with_suffix(".half.npz")
+        np.savez(half, **scores)
+        half.rename(file)
+    with np.load(file) as kept:
+        return Window(first, block[rows] - first, data.label[rows], dict(kept))
+
+
+def _scores(
+    data: RealSet,
+    inputs: npt.NDArray[np.float64],
+    categories: list[int],
+    train: slice,
+    rows: slice,
+    kind: str,
+    seed: list[int],
+) -> npt.NDArray[np.float64]:
+    """Scores of one model that learned from a bootstrap sample of its rows."""
+    rng = np.random.default_rng(seed)
+    count = train.stop - train.start
+    picked = rng.integers(0, count, count)
+    label = _spoiled(data.label[train], kind, data.kind, rng)[picked]
+    learned = inputs[train][picked]
+    present = ~np.isnan(learned).all(axis=0)
+    named = [number for number, column in enumerate(np.flatnonzero(present)) if column in categories]
+    binary = data.kind == "binary"
+    options = {"early_stopping": False, "categorical_features": named, "random_state": 0}
+    model = HistGradientBoostingClassifier(**options) if binary else HistGradientBoostingRegressor(**options)
+    model.fit(learned[:, present], label)
+    judged = inputs[rows][:, present]
+    return model.predict_proba(judged)[:, 1] if binary else model.predict(judged)
+
+
+def _spoiled(
+    label: npt.NDArray[np.float64], kind: str, task: str, rng: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    """Labels as the kind of candidate learns them; a regression's are exchanged where classes are flipped."""
+    if kind == "shuffled":
+        return rng.permutation(label)
+    if kind != "flipped":
+        return label
+    hit = rng.random(len(label)) < FLIPPED
+    return np.where(hit, 1 - label if task == "binary" else rng.permutation(label), label)
+
+
+def main() -> None:
+    """Fill the scratch folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sets", nargs="+", default=list(STRIDES))
+    parser.add_argument("--folder", type=Path, required=True)
+    asked = parser.parse_args()
+    for name in asked.sets:
+        data, begun = load(name), time.monotonic()
+        windows = starts(data)
+        for first in windows:
+            fit_window(data, first, asked.folder)
+        print(f"{name}: {len(windows)} windows in {time.monotonic() - begun:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
