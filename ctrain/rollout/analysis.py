@@ -9,19 +9,29 @@ blocks of time. The whole rollout has one budget of false alarms, whatever its s
 looks (`evidence.total_harm`); promotion asks for evidence of its own from every metric (`metrics`).
 
 Beside the statistics stand the hard stops: a challenger that failed three times on mirrored requests (an
-exception, a number that is not finite, a request that it cannot read), and weights that a replica refuses,
-which is the controller's to see.
+exception, a number that is not finite, a request that it cannot read), a skill that is gone on matured
+labels, and weights that a replica refuses, which is the controller's to see.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-from ctrain.records import Analysis, ArmCounts, EvidenceState, MetricAnalysis, Pace, PairCounts, StepVerdict
+from ctrain.evaluation.evidence import Scales
+from ctrain.records import (
+    Analysis,
+    ArmCounts,
+    EvidenceState,
+    MetricAnalysis,
+    Pace,
+    PairCounts,
+    PairedBlock,
+    StepVerdict,
+)
 from ctrain.rollout.draws import Draws
 from ctrain.rollout.evidence import total_harm
 from ctrain.rollout.metrics import Look, agreement, errors, latency, shift
+from ctrain.rollout.quality import quality as quality_of
 from ctrain.spec.rollout import Canary
 
 MIRROR_ERRORS = 3
@@ -38,6 +48,8 @@ def analyse(
     spec: Canary,
     arms: Sequence[Sequence[ArmCounts]],
     pairs: Sequence[PairCounts],
+    quality: Sequence[PairedBlock] = (),
+    scales: Scales | None = None,
     pace: Pace | None = None,
 ) -> Analysis:
     """Look at a rollout.
@@ -49,6 +61,8 @@ def analyse(
         spec: Margins and error budgets.
         arms: Counts of each replica incarnation, cumulative, by split, arm and whether they are keys.
         pairs: Mirrored comparisons of all replica incarnations, cumulative.
+        quality: Matured blocks of mirrored requests in the order of time, the challenger `judged`.
+        scales: Scatter and true differences of the pipeline's retrains; None takes that of the blocks.
         pace: Clock of the forecasts; None gives no minutes and never the state `low_traffic`.
 
     Returns:
@@ -65,28 +79,31 @@ def analyse(
     if phase != "shadow":
         asked = [errors(look, draws), latency(look, draws), *asked]
         requests = draws.requests
-    harm = float(total_harm({metric.metric: metric.harm for metric in asked}))
-    analysis = Analysis(rollout, phase, split, "continue", tuple(asked), requests, "")
-    return _decide(analysis, asked, harm, 1 / spec.alpha, sum(count.errors for count in mirrored))
+    judged, gross = quality_of(look, quality, scales)
+    metrics = (*asked, judged)
+    if phase != "shadow" and spec.quality.before_promotion:
+        asked.append(judged)
+    stop = f"quality: {judged.text}" if gross else ""
+    failures = sum(count.errors for count in mirrored)
+    if failures >= MIRROR_ERRORS:
+        stop = f"the challenger failed on {failures} mirrored requests"
+    verdict, reason = _verdict(metrics, asked, 1 / spec.alpha, stop)
+    state = "harm" if verdict == "fail" else min((one.state for one in asked), key=LEAST_FIRST.index)
+    return Analysis(rollout, phase, split, verdict, metrics, requests, reason, state, _longest(asked))
 
 
-def _decide(
-    analysis: Analysis, asked: Sequence[MetricAnalysis], harm: float, bound: float, mirror_errors: int
-) -> Analysis:
-    verdict: StepVerdict = "continue"
-    state = min((metric.state for metric in asked), key=LEAST_FIRST.index)
-    minutes = _longest(asked)
-    reason = "; ".join(metric.text for metric in asked if metric.verdict != "pass")
-    worst = max(analysis.metrics, key=lambda metric: metric.harm / metric.harm_bound)
-    if mirror_errors >= MIRROR_ERRORS:
-        verdict, state = "fail", "harm"
-        reason = f"the challenger failed on {mirror_errors} mirrored requests"
-    elif harm >= bound:
-        verdict, state = "fail", "harm"
-        reason = f"{worst.metric}: {worst.text}"
-    elif all(metric.verdict == "pass" for metric in asked):
-        verdict, reason = "pass", "no evidence of harm; harm beyond the margins ruled out"
-    return replace(analysis, verdict=verdict, reason=reason, state=state, minutes=minutes)
+def _verdict(
+    metrics: Sequence[MetricAnalysis], asked: Sequence[MetricAnalysis], bound: float, stop: str
+) -> tuple[StepVerdict, str]:
+    if stop:
+        return "fail", stop
+    if total_harm({one.metric: one.harm for one in metrics}) >= bound:
+        worst = max(metrics, key=lambda one: one.harm / one.harm_bound)
+        return "fail", f"{worst.metric}: {worst.text}"
+    if all(one.verdict == "pass" for one in asked):
+        watched = [f"; {one.metric}: {one.text}" for one in metrics if one.state == "watching"]
+        return "pass", "no evidence of harm; harm beyond the margins ruled out" + "".join(watched)
+    return "continue", "; ".join(one.text for one in asked if one.verdict != "pass")
 
 
 def _longest(asked: Sequence[MetricAnalysis]) -> float | None:

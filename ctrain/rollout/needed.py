@@ -101,10 +101,11 @@ def in_words(told: Forecast) -> str:
     """What is still needed, as the end of a sentence; empty if nothing is."""
     if told.state == "enough":
         return ""
+    watching = ", watching" if told.state == "watching" else ""
     if told.needed is None:
-        return ", it cannot be told how many more are needed"
+        return watching or ", it cannot be told how many more are needed"
     unit = {"requests": "", "mirrored": " mirrored requests", "blocks": " blocks"}[told.unit]
-    words = f", about {told.needed:,} more{unit} needed"
+    words = f"{watching}, about {told.needed:,} more{unit} needed"
     if told.state == "low_traffic":
         words += ": low traffic, not before the time-out"
     if told.minutes is not None:

@@ -29,7 +29,9 @@ def keys_roll_back(seed: int, replicas: int, given: Callable[[list[ArmCounts]], 
     return False
 
 
-def arms(split: float, challenger: tuple[int, int], champion: tuple[int, int], keyed: bool) -> list[ArmCounts]:
+def arms(
+    split: float, challenger: tuple[int, int], champion: tuple[int, int], keyed: bool
+) -> list[ArmCounts]:
     """Requests and errors of both arms, of one replica."""
     return [
         ArmCounts("r", split, "challenger", *challenger, keyed=keyed),
