@@ -11,9 +11,9 @@ import functools
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import BeforeValidator, Field, TypeAdapter
 
 R = TypeVar("R")
 Json = dict[str, Any]
@@ -434,6 +434,19 @@ class WatchReport:
 # --- serving ------------------------------------------------------------------------------------
 
 
+def _several(value: Any) -> Any:
+    """What was written while there was one threshold of slowness is read as none."""
+    return () if isinstance(value, int | float) else value
+
+
+SlowSeconds = Annotated[tuple[float, ...], BeforeValidator(_several), Field(max_length=3)]
+"""Seconds inside the model from which an answer counts as slow: the champion's p50, p90 and p99 of an
+earlier minute, ascending; empty while they are unknown."""
+
+SlowCounts = Annotated[tuple[int, ...], BeforeValidator(_several), Field(max_length=3)]
+"""Counts at each of `SlowSeconds`; empty says the same as zeros."""
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """What a slot of a replica should hold."""
@@ -463,8 +476,7 @@ class LiveDocument:
     """Share of live traffic that the challenger answers."""
     mirror: Literal["", "challenger", "previous"] = ""
     """Slot that requests which the champion answers are mirrored to; it answers nobody."""
-    slow_s: float = 0.0
-    """Seconds inside the model from which an answer counts as slow; 0 counts none."""
+    slow_s: SlowSeconds = ()
 
     @property
     def order(self) -> tuple[int, int]:
@@ -493,12 +505,14 @@ class ArmCounts:
     requests: int = 0
     """Draws with a request."""
     errors: int = 0
-    """Draws with an exception or an answer that is not finite."""
-    slow: int = 0
-    """Draws with an answer whose time inside the model reached the document's `slow_s`."""
+    """Draws with an exception or an answer that is not finite, be it the first answer or a later one."""
+    slow: SlowCounts = ()
+    """Draws whose first answer took, inside the model, at least each of the document's `slow_s`."""
     keyed: bool = False
     """Whether these are keys: a key falls the same way in every replica, so they do not add up over
     replicas."""
+    answered: int = 0
+    """Draws whose first answer was none of the errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -573,6 +587,10 @@ class Observed:
 
 StepVerdict = Literal["pass", "continue", "fail"]
 
+EvidenceState = Literal["enough", "gathering", "low_traffic", "watching", "harm"]
+"""Evidence for promotion is there; grows; would not be there before the time-out at the present rate; is
+gathered and not waited for; or the evidence is one of harm."""
+
 
 @dataclass(frozen=True, slots=True)
 class MetricAnalysis:
@@ -589,6 +607,24 @@ class MetricAnalysis:
     safe_bound: float
     text: str
     """One line for people: counts, and what is still needed."""
+    state: EvidenceState = "gathering"
+    needed: int | None = None
+    """About how many more `unit`s give the evidence for promotion if the models are alike; None if that
+    cannot be told."""
+    unit: Literal["requests", "mirrored", "blocks"] = "requests"
+    """What `needed` counts: requests that the challenger answers, mirrored ones, or blocks of time."""
+    minutes: float | None = None
+    """How long that takes at the present rate; None if either is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What an analysis needs to know of time, from whoever has a clock."""
+
+    seconds: float
+    """Since every replica was seen to serve the present step."""
+    left: float
+    """Until the rollout's time-out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -604,6 +640,10 @@ class Analysis:
     requests: int
     """Requests that the challenger answered so far; in shadow, mirrored requests."""
     reason: str
+    state: EvidenceState = "gathering"
+    """The least of what its metrics say of the evidence that the next move waits for."""
+    minutes: float | None = None
+    """Until the last of that evidence is there at the present rate; None if that cannot be told."""
 
 
 # --- monitoring ---------------------------------------------------------------------------------

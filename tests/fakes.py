@@ -249,9 +249,14 @@ class FakeReplica:
 
     def _count(self, document: LiveDocument, arm: str, requests: int, errors: int, slow: int) -> None:
         key = (document.rollout, document.split, arm)
-        old = self.arms.get(key, ArmCounts(document.rollout, document.split, arm))
+        old = self.arms.get(key, ArmCounts(document.rollout, document.split, arm, slow=(0, 0, 0)))
+        shares = (requests // 2, slow, slow // 10)
         self.arms[key] = replace(
-            old, requests=old.requests + requests, errors=old.errors + errors, slow=old.slow + slow
+            old,
+            requests=old.requests + requests,
+            errors=old.errors + errors,
+            slow=tuple(before + more for before, more in zip(old.slow, shares, strict=True)),
+            answered=old.answered + requests - errors,
         )
 
     def report(self) -> ReplicaReport:
@@ -266,7 +271,7 @@ class FakeReplica:
             refused={s.version: "sha256 differs" for s in slots if s.version in self.refuses},
             arms=tuple(self.arms.values()),
             pairs=tuple(self.pairs.values()),
-            latency={"p90": 0.01},
+            latency={"p50": 0.005, "p90": 0.01, "p99": 0.02},
         )
 
 

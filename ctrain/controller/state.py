@@ -25,6 +25,7 @@ from ctrain.records import (
     RunRequest,
     ShadowBlock,
     Slot,
+    SlowSeconds,
     WindowReport,
     canonical,
     from_json,
@@ -114,8 +115,8 @@ class RolloutFact:
     started: float
     since: float
     """When every replica was seen to serve the present document; 0 until then."""
-    slow_s: float = 0.0
-    """Seconds from which an answer counts as slow; 0 until the champion's own are known."""
+    slow_s: SlowSeconds = ()
+    """Empty until the champion's own latency is known."""
     verdict: str = ""
     analysed: float = 0.0
     """When an analysis was last journaled."""
@@ -265,7 +266,7 @@ class State:
             rollout=rollout.id if rollout is not None else "",
             split=split,
             mirror=mirror,
-            slow_s=rollout.slow_s if rollout is not None else 0.0,
+            slow_s=rollout.slow_s if rollout is not None else (),
         )
 
     def _slot(self, version: str) -> Slot | None:
@@ -444,7 +445,9 @@ def _rollout_step(state: State, data: Json, at: float) -> State:
 
 def _slow_known(state: State, data: Json, at: float) -> State:
     assert state.rollout is not None
-    return replace(state, rollout=replace(state.rollout, slow_s=data["slow_s"]))
+    slow_s = data["slow_s"]
+    known = tuple(slow_s) if isinstance(slow_s, list) else ()  # once it was one number
+    return replace(state, rollout=replace(state.rollout, slow_s=known))
 
 
 def _analysed(state: State, data: Json, at: float) -> State:

@@ -149,7 +149,9 @@ def in_words(event: Event) -> str:
         case "rollout_step":
             return f"{data['phase']} step {data['step'] + 1}"
         case "slow_known":
-            return f"an answer counts as slow from {data['slow_s'] * 1e3:.1f} ms inside the model"
+            slow_s = data["slow_s"] if isinstance(data["slow_s"], list) else [data["slow_s"]]
+            shown = ", ".join(f"{seconds * 1e3:.1f}" for seconds in slow_s)
+            return f"answers count as slow from {shown} ms inside the model"
         case "overwritten":
             return f"Serve's configuration holds generation {data['found']}, not {data['expected']}"
         case "analysed":

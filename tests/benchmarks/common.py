@@ -118,7 +118,7 @@ def spec(replicas: int = 2) -> dict[str, Any]:
         "evaluation": {"blocks": 2},
         "rollout": {
             "type": "canary", "shadow": 0, "steps": [0.5], "hold": "1h",
-            "error_margin": 0.9, "slow_margin": 1e6, "disagreement": 1.0,
+            "error_margin": 0.9, "slow_margin": 1e6, "disagreement": 1.0, "shift": 1.0,
         },
         "serving": {"replicas": replicas},
         "monitoring": {"window": "1h"},
