@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from ctrain.errors import SpecError
 from ctrain.spec import PipelineSpec, load_spec, parse_spec
-from ctrain.spec.base import seconds
+from ctrain.spec.base import seconds, values_of
 
 SMALLEST = """
 pipeline: flights-late
@@ -134,6 +134,12 @@ def test_what_is_no_duration_is_refused_with_examples(text: Any) -> None:
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf")])
 def test_a_duration_is_finite_and_not_negative(value: float) -> None:
     assert [where for where, _, _ in faults(raw(rollout={"hold": value}))] == ["rollout.hold"]
+
+
+def test_a_goal_on_the_business_value_may_be_any_number() -> None:
+    goals = {"value": -12.5, "average_precision": 0.3}
+    assert parse_spec(raw(goals={"metrics": goals})).goals.metrics == goals
+    assert values_of("value") == "any number"
 
 
 # Hash and JSON
@@ -303,6 +309,12 @@ def test_an_unknown_field_is_refused_with_the_fields_of_its_own_part(
             "0 and above",
         ),
         ({"goals": {"metrics": {"f1": 2}}}, "goals.metrics.f1", "2 is no value of f1", "0 to 1"),
+        (
+            {"goals": {"metrics": {"average_precision": -0.1}}},
+            "goals.metrics.average_precision",
+            "-0.1 is no value of average_precision",
+            "0 to 1",
+        ),
         (
             {"triggers": [{"type": "performance", "metric": "auc", "worse_than": 55}]},
             "triggers.0.worse_than",
