@@ -355,7 +355,18 @@ class Controller:
                 self._rooms.training.release(run_id)
             case StartEvaluation(key, candidate, champion):
                 self._rooms.evaluation.start(
-                    EvaluationRequest(key, name, self._root, state.spec, candidate, champion, state.code)
+                    EvaluationRequest(
+                        key,
+                        name,
+                        self._root,
+                        state.spec,
+                        candidate,
+                        champion,
+                        state.code,
+                        state.first,
+                        state.record,
+                        state.uses,
+                    )
                 )
             case StartWindow(key, start, end):
                 self._rooms.monitoring.start(

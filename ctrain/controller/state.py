@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ctrain.controller.journal import Event
+from ctrain.evaluation.compare import with_pair
 from ctrain.records import (
     ArmCounts,
     IngestedPartition,
@@ -22,6 +23,7 @@ from ctrain.records import (
     PairCounts,
     PairedBlock,
     Partition,
+    RecordedPair,
     RunRequest,
     ShadowBlock,
     Slot,
@@ -35,6 +37,8 @@ from ctrain.spec.rollout import Canary
 
 ALERTS_KEPT = 20
 VERSIONS_KEPT = 50
+BLOCKS_COUNTED = 400
+"""Newest blocks whose gates are counted."""
 BLOCKS_KEPT = 60
 """Newest blocks of evidence on quality of a rollout or a watch."""
 
@@ -193,6 +197,12 @@ class State:
     rollouts: int = 0
     evidence: dict[str, Evidence] = field(default_factory=dict)
     watch: WatchFact | None = None
+    first: str = ""
+    """The pipeline's first champion: the static model that others are shown beside."""
+    record: tuple[RecordedPair, ...] = ()
+    """Comparisons of candidates with champions so far: what their differences are measured by."""
+    uses: dict[str, int] = field(default_factory=dict)
+    """Gates that have looked at a block, by block."""
     paused: bool = False
     generation: int = 0
     converged: int = 0
@@ -418,7 +428,15 @@ def _gate_decided(state: State, data: Json, at: float) -> State:
     fact = replace(state.versions[version], verdict=verdict, end="" if verdict == "accept" else "held")
     if verdict == "refuse":
         fact = replace(fact, end="refused")
-    return replace(state, evaluating="", versions={**state.versions, version: fact})
+    record, pair = state.record, data["decision"].get("pair")
+    if pair:
+        record = with_pair(record, from_json(RecordedPair, pair))
+    uses = dict(state.uses)
+    for block in data["decision"].get("used", ()):
+        uses[block] = uses.get(block, 0) + 1
+    uses = {block: uses[block] for block in sorted(uses)[-BLOCKS_COUNTED:]}
+    versions = {**state.versions, version: fact}
+    return replace(state, evaluating="", versions=versions, record=record, uses=uses)
 
 
 def _evaluation_failed(state: State, data: Json, at: float) -> State:
@@ -469,6 +487,7 @@ def _promoted(state: State, data: Json, at: float) -> State:
     return replace(
         state,
         champion=version,
+        first=state.first or version,
         previous=state.champion,
         promoted_at=at,
         watch=watch,

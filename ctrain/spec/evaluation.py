@@ -36,6 +36,7 @@ GateMetric = Literal[
 (seconds for one request) and size (bytes of the weights) are the version's own."""
 
 _BOUNDS = ("at_least", "at_most", "no_harm", "better")
+_BY_SEGMENT = ("auc", "log_loss", "brier", "accuracy", "value")
 _OF_THE_VERSION = ("latency_p50", "latency_p99", "size")
 _SIZE = re.compile(r"^\s*([0-9]*\.?[0-9]+)\s*(B|KB|MB|GB)\s*$")
 _BYTES = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9}
@@ -120,6 +121,9 @@ class GateCriterion(Spec):
             )
         if self.metric == "quality" and not (rule == "better" or self.no_harm == "auto"):
             return [("", f"{rule} of quality has no unit", "no_harm: auto, or better: true")]
+        if self.segments and self.metric not in (*_BY_SEGMENT, *_OF_THE_VERSION):
+            wrong = f"{self.metric} cannot be judged segment by segment"
+            return [("segments", wrong, f"one of {', '.join(_BY_SEGMENT)}")]
         if self.metric in _OF_THE_VERSION:
             wrong = "" if rule == "at_most" else f"{rule} is no bound on {self.metric}"
             wrong = wrong or ("no segment has a " + self.metric if self.segments else "")
