@@ -20,6 +20,7 @@ from ctrain.records import (
     Observed,
     PairCounts,
     Partition,
+    RecordedPair,
     ReplicaReport,
     RunRequest,
     RunStatus,
@@ -164,14 +165,21 @@ class FakeEvaluation:
     verdicts: dict[str, str] = field(default_factory=dict)
     done: list[tuple[str, GateDecision] | Failure] = field(default_factory=list)
     bad: set[str] = field(default_factory=set)
+    pairs: dict[str, RecordedPair] = field(default_factory=dict)
+    used: tuple[str, ...] = ()
+    requests: list[EvaluationRequest] = field(default_factory=list)
 
     def start(self, request: EvaluationRequest) -> None:
+        self.requests.append(request)
         if request.candidate in self.bad:
             self.done.append(Failure(request.key, "a block is missing"))
             return
         verdict = self.verdicts.get(request.candidate, "accept")
         score = ModelScore(request.candidate, {"auc": 0.7}, ())
-        decision = GateDecision(request.candidate, request.champion, verdict, (), score, None, "said so")
+        pair = self.pairs.get(request.candidate)
+        decision = GateDecision(
+            request.candidate, request.champion, verdict, (), score, None, "said so", pair, self.used
+        )
         self.done.append((request.key, decision))
 
     def poll(self) -> list[tuple[str, GateDecision] | Failure]:

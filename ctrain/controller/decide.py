@@ -36,6 +36,7 @@ from ctrain.controller.observations import (
     alert,
 )
 from ctrain.controller.operators import operated, overridden
+from ctrain.controller.quality import end_of_watch, what_blocks_say
 from ctrain.controller.replicas import what_replicas_say
 from ctrain.controller.state import State
 from ctrain.monitoring.words import report_in_words
@@ -111,6 +112,7 @@ def _(observation: Tick, state: State, now: float) -> Decision:
         *_begin_run(state),
         *_want_by_schedule(state, spec, now),
         *_open_window(state, spec, now),
+        *end_of_watch(state, now),
         *_stale(state, spec),
     )
 
@@ -285,6 +287,7 @@ def _(observation: Windowed, state: State, now: float) -> Decision:
     if report is None:
         return _events(*events, alert("monitoring", f"window not summarised: {observation.error}"))
     spec = state.pipeline_spec()
+    events.extend(what_blocks_say(state, report))
     events.extend(alert("drift", report_in_words(item)) for item in report.drift if item.alarm)
     for metric, goal in spec.goals.metrics.items():
         value = report.metrics.get(metric)

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from ctrain.controller.journal import Entry
 from ctrain.controller.observations import alert
+from ctrain.controller.quality import scales_of_one
 from ctrain.controller.state import Evidence, RolloutFact, State
 from ctrain.records import Analysis, LiveDocument, Observed, Pace, to_json
 from ctrain.rollout import RolloutState, advance, analyse
@@ -62,7 +63,8 @@ def _roll_out(
     pairs = [count for item in evidence.values() for count in item.pairs]
     split = state.document(state.epoch).split
     pace = Pace(now - rollout.since if rollout.since else 0.0, rollout.started + plan.timeout - now)
-    analysis = analyse(rollout.id, rollout.phase, split, plan, arms, pairs, pace=pace)
+    scales = scales_of_one(state)
+    analysis = analyse(rollout.id, rollout.phase, split, plan, arms, pairs, rollout.blocks, scales, pace)
     stage = RolloutState(
         id=rollout.id,
         phase=rollout.phase,

@@ -145,6 +145,9 @@ class WatchFact:
     until: float
     blocks: tuple[PairedBlock, ...] = ()
     """Matured blocks of both, in the order of time."""
+    verdict: str = ""
+    text: str = ""
+    """Words of the newest look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -559,9 +562,20 @@ def _window_closed(state: State, data: Json, at: float) -> State:
         found = paired_blocks(report.blocks, rollout.version, state.champion)
         rollout = replace(rollout, blocks=_joined(rollout.blocks, found))
     if watch is not None:
-        found = paired_blocks(report.blocks, watch.version, watch.against)
-        watch = replace(watch, blocks=_joined(watch.blocks, found))
+        watch = replace(watch, blocks=watched_blocks(watch, report.blocks))
     return replace(state, window=report, rollout=rollout, watch=watch)
+
+
+def watched_blocks(watch: WatchFact, blocks: Iterable[ShadowBlock]) -> tuple[PairedBlock, ...]:
+    """The blocks of a watch with those that a window adds to them."""
+    return _joined(watch.blocks, paired_blocks(blocks, watch.version, watch.against))
+
+
+def _watched(state: State, data: Json, at: float) -> State:
+    if state.watch is None:
+        return state
+    verdict, text = data["report"]["verdict"], data["report"]["text"]
+    return replace(state, watch=replace(state.watch, verdict=verdict, text=text))
 
 
 def _watch_ended(state: State, data: Json, at: float) -> State:
@@ -636,6 +650,7 @@ _FOLDS: dict[str, Any] = {
     "overwritten": _overwritten,
     "window_started": _window_started,
     "window_closed": _window_closed,
+    "watched": _watched,
     "watch_ended": _watch_ended,
     "alert": _alert,
 }

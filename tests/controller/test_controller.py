@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 from ctrain.controller.controller import Controller, recover, verify
 from ctrain.controller.journal import Journal
 from ctrain.errors import FencedError, MissingArtifactError, TamperedError
-from ctrain.records import FeatureDrift, RunRequest, RunStatus, Sighting, WindowReport
+from ctrain.records import DriftCause, DriftReport, RunRequest, RunStatus, Sighting, WindowReport
 
 
 class Bench:
@@ -599,13 +599,15 @@ def test_a_window_that_failed_is_told_and_the_next_one_opens(tmp_path: Path) -> 
 def test_goals_that_a_window_misses_and_moved_inputs_are_alerted(tmp_path: Path) -> None:
     goals = {"latency_p99": "50ms", "metrics": {"auc": 0.75}}
     bench = Bench(tmp_path, monitoring={"window": 60}, goals=goals)
-    drift = (FeatureDrift("dest", 1e-6, 0.3, True), FeatureDrift("origin", 0.5, 0.0, False))
+    cause = DriftCause("dest", "mean", "up", "", 0.3, 0.7)
+    calm = DriftReport("prediction", "steady", False, 1.0, 1000.0, (), 500, 9, "b", "no evidence of drift")
+    drift = (replace(calm, kind="data", state="drift", alarm=True, causes=(cause,)), calm)
     bench.world.monitoring.report = window(latency={"p99": 0.08}, drift=drift)
     bench.serve_first()
     bench.run(70)
     texts = [text for _, _, text in bench.controller.state.alerts]
     assert texts == [
-        "inputs moved against the reference: dest",
+        "inputs drift: dest mean up 0.30 sd (70% of the evidence)",
         "live auc 0.7000 misses the goal 0.75",
         "latency p99 80.0 ms misses 50 ms",
     ]
