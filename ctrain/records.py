@@ -650,6 +650,12 @@ class EvaluationRequest:
     """Empty for the first model."""
     code: str = ""
     """User code that the task runs with, as in RunRequest."""
+    static: str = ""
+    """The pipeline's first champion, shown beside the others; empty if there is none."""
+    record: tuple[RecordedPair, ...] = ()
+    """Earlier pairs of candidate and champion, oldest first."""
+    uses: dict[str, int] = field(default_factory=dict)
+    """Earlier gates that looked at a block, by block."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def _roll_out(
     pairs = [count for item in evidence.values() for count in item.pairs]
     split = state.document(state.epoch).split
     pace = Pace(now - rollout.since if rollout.since else 0.0, rollout.started + plan.timeout - now)
-    analysis = analyse(rollout.id, rollout.phase, split, plan, arms, pairs, pace=pace)
+    analysis = analyse(rollout.id, rollout.phase, split, plan, arms, pairs, rollout.blocks, pace=pace)
     stage = RolloutState(
         id=rollout.id,
         phase=rollout.phase,

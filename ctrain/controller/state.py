@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,8 +20,10 @@ from ctrain.records import (
     Json,
     LiveDocument,
     PairCounts,
+    PairedBlock,
     Partition,
     RunRequest,
+    ShadowBlock,
     Slot,
     SlowSeconds,
     WindowReport,
@@ -33,6 +35,8 @@ from ctrain.spec.rollout import Canary
 
 ALERTS_KEPT = 20
 VERSIONS_KEPT = 50
+BLOCKS_KEPT = 60
+"""Newest blocks of evidence on quality of a rollout or a watch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +122,25 @@ class RolloutFact:
     """When an analysis was last journaled."""
     text: tuple[tuple[str, str, str], ...] = ()
     """(metric, verdict, words) of the newest journaled analysis."""
+    blocks: tuple[PairedBlock, ...] = ()
+    """Matured blocks of mirrored requests, in the order of time."""
 
     def canary(self) -> Canary:
         """The plan as checked records."""
         return _plan(canonical(self.plan))
+
+
+@dataclass(frozen=True, slots=True)
+class WatchFact:
+    """A promotion whose quality is watched: the champion before it scores the same requests in shadow."""
+
+    version: str
+    against: str
+    """The champion before it."""
+    since: float
+    until: float
+    blocks: tuple[PairedBlock, ...] = ()
+    """Matured blocks of both, in the order of time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +192,7 @@ class State:
     rollout: RolloutFact | None = None
     rollouts: int = 0
     evidence: dict[str, Evidence] = field(default_factory=dict)
+    watch: WatchFact | None = None
     paused: bool = False
     generation: int = 0
     converged: int = 0
@@ -228,11 +248,14 @@ class State:
     def document(self, epoch: int) -> LiveDocument:
         """What every replica should serve now."""
         rollout = self.rollout
-        split, mirror = 0.0, False
+        split = 0.0
+        mirror: Literal["", "challenger", "previous"] = ""
         if rollout is not None:
-            mirror = rollout.phase == "shadow"
+            mirror = "" if rollout.phase == "loading" else "challenger"
             if rollout.phase == "canary":
                 split = rollout.canary().steps[rollout.step]
+        elif self.watch is not None:
+            mirror = "previous"
         return LiveDocument(
             pipeline=str(self.spec.get("pipeline", "")),
             epoch=epoch,
@@ -242,7 +265,7 @@ class State:
             previous=self._slot(self.previous),
             rollout=rollout.id if rollout is not None else "",
             split=split,
-            mirror=mirror or split > 0,
+            mirror=mirror,
             slow_s=rollout.slow_s if rollout is not None else (),
         )
 
@@ -439,11 +462,16 @@ def _analysed(state: State, data: Json, at: float) -> State:
 def _promoted(state: State, data: Json, at: float) -> State:
     version = data["version"]
     fact = replace(state.versions[version], end="promoted")
+    lasts = state.pipeline_spec().rollout.watch
+    watch = WatchFact(version, state.champion, at, at + lasts) if state.champion and lasts else None
+    if watch is not None and state.rollout is not None and state.rollout.version == version:
+        watch = replace(watch, blocks=state.rollout.blocks)
     return replace(
         state,
         champion=version,
         previous=state.champion,
         promoted_at=at,
+        watch=watch,
         rollout=None,
         evidence={},
         paused=False,
@@ -464,6 +492,7 @@ def _rolled_back(state: State, data: Json, at: float) -> State:
         state,
         champion=state.previous,
         previous="",
+        watch=None,
         versions={**state.versions, fact.id: fact},
         promoted_at=at,
     )
@@ -502,8 +531,42 @@ def _window_started(state: State, data: Json, at: float) -> State:
 
 
 def _window_closed(state: State, data: Json, at: float) -> State:
-    report = from_json(WindowReport, data["report"]) if data.get("report") else state.window
-    return replace(state, window=report, window_end=data["end"], windowing=0.0)
+    state = replace(state, window_end=data["end"], windowing=0.0)
+    if not data.get("report"):
+        return state
+    report = from_json(WindowReport, data["report"])
+    rollout, watch = state.rollout, state.watch
+    if rollout is not None:
+        found = paired_blocks(report.blocks, rollout.version, state.champion)
+        rollout = replace(rollout, blocks=_joined(rollout.blocks, found))
+    if watch is not None:
+        found = paired_blocks(report.blocks, watch.version, watch.against)
+        watch = replace(watch, blocks=_joined(watch.blocks, found))
+    return replace(state, window=report, rollout=rollout, watch=watch)
+
+
+def _watch_ended(state: State, data: Json, at: float) -> State:
+    return replace(state, watch=None)
+
+
+def paired_blocks(blocks: Iterable[ShadowBlock], judged: str, against: str) -> tuple[PairedBlock, ...]:
+    """Blocks that two versions both scored, whichever of them answered."""
+    found = []
+    for block in blocks:
+        sides = {block.answered_by: block.answered, block.shadow: block.shadowed}
+        if sides.keys() == {judged, against}:
+            pair = PairedBlock(block.block, block.rows, block.positives, sides[judged], sides[against])
+            found.append(pair)
+    return tuple(found)
+
+
+def _joined(old: Iterable[PairedBlock], new: Iterable[PairedBlock]) -> tuple[PairedBlock, ...]:
+    """One pair a block of time, the larger one: two of the same day are no evidence of two days."""
+    best: dict[str, PairedBlock] = {}
+    for pair in (*old, *new):
+        if pair.block not in best or pair.rows > best[pair.block].rows:
+            best[pair.block] = pair
+    return tuple(best[name] for name in sorted(best))[-BLOCKS_KEPT:]
 
 
 def _alert(state: State, data: Json, at: float) -> State:
@@ -554,6 +617,7 @@ _FOLDS: dict[str, Any] = {
     "overwritten": _overwritten,
     "window_started": _window_started,
     "window_closed": _window_closed,
+    "watch_ended": _watch_ended,
     "alert": _alert,
 }
 """How each kind of event changes the state. The journal holds no other kinds."""

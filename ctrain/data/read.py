@@ -102,6 +102,15 @@ class Dataset:
                 arrays[name] = column.to_numpy(zero_copy_only=False)
         return Features(arrays, table.column("\0label").to_numpy())
 
+    def labels(self, partition: str, view: FeatureView, label: str) -> npt.NDArray[np.float32]:
+        """Labels of a partition alone, from the cache of its features."""
+        path = self._cache(partition, view, label).with_suffix(".arrow")
+        if not path.exists():
+            self._compute(partition, view, label)
+        with pa.memory_map(str(path)) as source:
+            labels: npt.NDArray[np.float32] = pa.ipc.open_file(source).read_all().column("\0label").to_numpy()
+            return labels
+
     def statistics(self, partition: str, view: FeatureView, label: str) -> PartitionStatistics:
         """Statistics of a partition's features, computed with them."""
         path = self._cache(partition, view, label).with_suffix(".json")

@@ -4,7 +4,8 @@ One SQLite file a pipeline, beside the labels, with one writer: the window that 
 its own answers and asks which ones became ready since the window before it, so work grows with what is
 new. An answer is ready once its label is there and its event is mature; what is ready as of one window's
 end and was not as of the end before counts in that window, and in no other. Summarising the same window
-again gives the same numbers; a window that failed leaves its answers to the next one.
+again gives the same numbers; a window that failed leaves its answers to the next one. What a shadow would
+have answered waits beside the answer, and both are judged once their whole block of time is mature.
 
 The file is derived: without it, the next window reads the log of the whole horizon anew.
 """
@@ -12,7 +13,7 @@ The file is derived: without it, the next window reads the log of the whole hori
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -30,10 +31,19 @@ create table if not exists answers (
     time real not null,
     event real,
     champion integer not null,
-    value real not null
+    value real not null,
+    version text not null
 ) without rowid;
 create index if not exists answers_time on answers (time);
 create index if not exists answers_event on answers (event) where event is not null;
+create table if not exists shadows (
+    prediction_id text not null,
+    version text not null,
+    time real not null,
+    value real not null,
+    primary key (prediction_id, version)
+) without rowid;
+create index if not exists shadows_time on shadows (time);
 create table if not exists marks (end real primary key, event_limit real not null, clock_limit real not null);
 """
 _MATURE = "(a.event <= :event_limit or a.event is null and a.time <= :clock_limit)"
@@ -61,6 +71,12 @@ _ORPHANS = (
     "select count(*) from truth.labels l where l.first_at >= :end_before and l.first_at < :end "
     "and not exists (select 1 from answers a where a.prediction_id = l.prediction_id)"
 )
+_PAIRED = (
+    "from answers a join shadows s using (prediction_id) join truth.labels l using (prediction_id) "
+    "where a.champion and l.first_at < :end and (a.event >= :event_from and a.event < :event_to "
+    "or a.event is null and a.time >= :clock_from and a.time < :clock_to)"
+)
+_BLOCK = "cast(coalesce(a.event, a.time) / :length as integer)"
 
 SCORED_AT_MOST = 500_000
 """Ready answers of a window that its metrics are computed from; of more, every n-th."""
@@ -76,6 +92,30 @@ class Scored(NamedTuple):
     champion: bool
     """Whether the champion of its time gave it; a challenger's answers are the rollout's to judge."""
     value: float
+    version: str
+
+
+class Shadowed(NamedTuple):
+    """What a shadow would have answered."""
+
+    prediction_id: str
+    version: str
+    time: float
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class PairedRows:
+    """Rows of one block of time that two versions scored."""
+
+    start: float
+    """Of the block, in seconds since 1970."""
+    answered_by: str
+    shadow: str
+    answered: npt.NDArray[np.float64]
+    """Probabilities, shape [B]."""
+    shadowed: npt.NDArray[np.float64]
+    truths: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +176,11 @@ class Scores:
 
     def add(self, answers: Iterable[Scored]) -> None:
         """Add answers; those that are there already stay as they are."""
-        self._db.executemany("insert or ignore into answers values (?, ?, ?, ?, ?)", answers)
+        self._db.executemany("insert or ignore into answers values (?, ?, ?, ?, ?, ?)", answers)
+
+    def add_shadows(self, shadows: Iterable[Shadowed]) -> None:
+        """Add what shadows would have answered."""
+        self._db.executemany("insert or ignore into shadows values (?, ?, ?, ?)", shadows)
 
     def ready(self, before: Mark, mark: Mark) -> Ready:
         """Tell what became ready after one mark, up to another one, which is remembered.
@@ -170,7 +214,41 @@ class Scores:
             orphans=count(_ORPHANS),
         )
 
+    def paired(self, before: Mark, mark: Mark, length: float) -> Iterator[PairedRows]:
+        """Labelled answers that a shadow scored too, of the blocks that became mature between two marks.
+
+        A label that comes after its block was judged counts in no block.
+
+        Args:
+            before: The earlier mark.
+            mark: The later one.
+            length: Of a block, in seconds; blocks begin at its multiples.
+        """
+
+        def whole(limit: float) -> float:
+            return max(limit, 0.0) // length * length
+
+        asked: dict[str, float | str] = {
+            "end": mark.end, "length": length,
+            "event_from": whole(before.event_limit), "event_to": whole(mark.event_limit),
+            "clock_from": whole(before.clock_limit), "clock_to": whole(mark.clock_limit),
+        }  # fmt: skip
+        groups = self._db.execute(
+            f"select {_BLOCK}, a.version, s.version, count(*) {_PAIRED} group by 1, 2, 3", asked
+        ).fetchall()
+        for block, version, shadow, count in groups:
+            step = -(-count // SCORED_AT_MOST)
+            cursor = self._db.execute(
+                f"select a.value, s.value, l.value {_PAIRED} and {_BLOCK} = :block and a.version = :version "
+                "and s.version = :shadow order by prediction_id",
+                {**asked, "block": block, "version": version, "shadow": shadow},
+            )
+            rows = (row for number, row in enumerate(cursor) if number % step == 0)
+            values = np.fromiter(chain.from_iterable(rows), np.float64).reshape(-1, 3).T
+            yield PairedRows(block * length, version, shadow, values[0], values[1], values[2])
+
     def forget(self, before: float) -> None:
         """Delete answers and marks of a time that no label reaches any more."""
         self._db.execute("delete from answers where time < ?", (before,))
+        self._db.execute("delete from shadows where time < ?", (before,))
         self._db.execute("delete from marks where end < ?", (before,))

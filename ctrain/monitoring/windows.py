@@ -12,6 +12,7 @@ no label reaches any more is deleted once a window.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -23,12 +24,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ctrain.evaluation import binary_metrics
+from ctrain.evaluation.evidence import block_statistics
 from ctrain.monitoring.drift import tabular_drift
 from ctrain.monitoring.sample import Sample
-from ctrain.monitoring.scores import Mark, Scored, Scores
-from ctrain.records import FeatureDrift, WindowReport, WindowRequest
+from ctrain.monitoring.scores import Mark, PairedRows, Scored, Scores, Shadowed
+from ctrain.records import FeatureDrift, ShadowBlock, WindowReport, WindowRequest
 from ctrain.serving.labels import LabelStore
 from ctrain.serving.prediction_log import forget_log, scan_log
 from ctrain.spec import PipelineSpec, parse_spec
@@ -44,7 +47,10 @@ LATENCIES = 100_000
 REFERENCE_PARTITIONS = 7
 """Newest partitions of the champion's training data that the reference is drawn from."""
 
-_COLUMNS = ("prediction_id", "time", "slot", "value", "latency", "features")
+BLOCK_ROWS = 30
+"""Rows below which a block of mirrored requests says nothing."""
+
+_COLUMNS = ("prediction_id", "time", "slot", "version", "value", "latency", "features")
 
 
 def summarise(request: WindowRequest) -> WindowReport:
@@ -77,9 +83,13 @@ def judge_window(
         before = scores.before(request.end)
         begin = max(before.end, request.end - spec.label.horizon)
         for batch in scan_log(folder, begin, request.end, _COLUMNS):
-            scores.add(_scored(batch, spec.source.event_time))
-            window.add(batch)
-        ready = scores.ready(before, _mark(request, spec, before))
+            answers, shadows = _told_apart(batch)
+            scores.add(_scored(answers, spec.source.event_time))
+            scores.add_shadows(_shadowed(shadows))
+            window.add(answers)
+        mark = _mark(request, spec, before)
+        ready = scores.ready(before, mark)
+        blocks = map(_block, scores.paired(before, mark, spec.monitoring.block))
         enough = window.rows >= spec.monitoring.minimum_rows
         report = WindowReport(
             start=request.start,
@@ -92,6 +102,7 @@ def judge_window(
             state="judged" if enough else "not_enough_rows",
             pending_labels=ready.pending,
             orphan_labels=ready.orphans,
+            blocks=tuple(block for block in blocks if block.rows >= BLOCK_ROWS),
         )
         scores.commit()  # last: what a window that failed has seen is left to the next one
     return report
@@ -175,12 +186,36 @@ def _mark(request: WindowRequest, spec: PipelineSpec, before: Mark) -> Mark:
     )
 
 
-def _scored(batch: pa.RecordBatch, event_time: str) -> Iterator[Scored]:
-    names = ("prediction_id", "time", "features", "slot", "value")
-    columns = (batch.column(name).to_pylist() for name in names)
-    for name, time, features, slot, value in zip(*columns, strict=True):
+def _told_apart(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """Answers, and what shadows would have answered."""
+    is_shadow = pc.equal(batch.column("slot"), "shadow")
+    return batch.filter(pc.invert(is_shadow)), batch.filter(is_shadow)
+
+
+def _scored(answers: pa.RecordBatch, event_time: str) -> Iterator[Scored]:
+    names = ("prediction_id", "time", "features", "slot", "value", "version")
+    columns = (answers.column(name).to_pylist() for name in names)
+    for name, time, features, slot, value, version in zip(*columns, strict=True):
         event = seconds_of(json.loads(features).get(event_time))
-        yield Scored(name, time, event, slot == "champion", value)
+        yield Scored(name, time, event, slot == "champion", value, version)
+
+
+def _shadowed(shadows: pa.RecordBatch) -> Iterator[Shadowed]:
+    columns = (shadows.column(name).to_pylist() for name in Shadowed._fields)
+    return itertools.starmap(Shadowed, zip(*columns, strict=True))
+
+
+def _block(rows: PairedRows) -> ShadowBlock:
+    start = datetime.fromtimestamp(rows.start, UTC).isoformat(timespec="minutes")
+    return ShadowBlock(
+        block=start.removesuffix("+00:00").removesuffix("T00:00"),
+        answered_by=rows.answered_by,
+        shadow=rows.shadow,
+        rows=len(rows.truths),
+        positives=int(rows.truths.sum()),
+        answered=block_statistics(rows.truths, rows.answered),
+        shadowed=block_statistics(rows.truths, rows.shadowed),
+    )
 
 
 def seconds_of(moment: Any) -> float | None:

@@ -32,4 +32,7 @@ class Monitoring(Spec):
     minimum_rows: int = Field(200, ge=10)
     """A smaller window says "not enough rows" and is not judged."""
 
+    block: PositiveDuration = 86400.0
+    """Span of event time whose requests are one block of evidence on live quality."""
+
     drift: Drift = Drift()

@@ -70,6 +70,10 @@ class Canary(Spec):
     timeout: PositiveDuration = 7 * 86400.0
     """Without evidence for promotion by then, the champion stays."""
 
+    watch: Duration = 7 * 86400.0
+    """Time after a promotion in which the champion before it stays in shadow, so that labels judge both by
+    blocks of time; 0 leaves the watch out."""
+
     @field_validator("steps")
     @classmethod
     def _steps_increase(cls, steps: tuple[float, ...]) -> tuple[float, ...]:

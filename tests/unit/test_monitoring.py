@@ -430,3 +430,55 @@ def test_alibi_detect_is_loaded_only_when_drift_is_tested() -> None:
     code = "import sys, ctrain.monitoring.windows; print({'alibi_detect', 'torch', 'ray'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat()
+
+
+def mirrored(at: float, value: float, other: float, version: str = "v7", **features: Any) -> list[Answer]:
+    """An answer and its shadow."""
+    one = answer(at, value, **features)._replace(version=version)
+    return [one, one._replace(version="v6", slot="shadow", value=other, features={}, latency=9.0)]
+
+
+def test_shadows_are_no_answers(logs: Logs) -> None:
+    pairs = [mirrored(START + i, 0.9, 0.2) for i in range(12)]
+    logs.log(*itertools.chain.from_iterable(pairs))
+    report = logs.judge()
+    assert (report.rows, report.latency["p99"]) == (12, pytest.approx(0.01))
+
+
+def test_a_block_is_judged_once_when_all_of_it_is_mature(logs: Logs) -> None:
+    noon = END - DAY / 2
+    pairs = [mirrored(noon + i, 0.9 if i % 2 else 0.1, 0.5, t=iso(noon - DAY + i)) for i in range(40)]
+    logs.log(*itertools.chain.from_iterable(pairs))
+    for number, (one, _) in enumerate(pairs):
+        logs.label(one, value=float(number % 2), came=noon + 60)
+    end_of_day = noon - DAY / 2
+    assert logs.judge(end=noon + HOUR, watermark=end_of_day + MATURES - 1).blocks == ()
+    (block,) = logs.judge(end=noon + 2 * HOUR, watermark=end_of_day + MATURES).blocks
+    assert (block.block, block.answered_by, block.shadow) == (iso(end_of_day - DAY)[:10], "v7", "v6")
+    assert (block.rows, block.positives) == (40, 20)
+    assert (block.answered["auc"], block.shadowed["auc"]) == (1.0, 0.5)
+    assert logs.judge(end=noon + 3 * HOUR, watermark=END).blocks == ()
+
+
+def test_blocks_are_told_apart_by_day_and_by_versions_and_small_ones_left_out(logs: Logs) -> None:
+    first, second = END - 3 * DAY, END - 2 * DAY
+    pairs = [mirrored(first + i, 0.9, 0.5) for i in range(30)]
+    pairs += [mirrored(second + i, 0.9, 0.5, "v8") for i in range(35)]
+    pairs += [mirrored(second + i, 0.9, 0.5, "v9") for i in range(29)]
+    logs.log(*itertools.chain.from_iterable(pairs))
+    logs.label(*(one for one, _ in pairs), came=END - DAY)
+    found = [(block.block, block.answered_by, block.rows) for block in logs.judge().blocks]
+    assert found == [(iso(first)[:10], "v7", 30), (iso(second)[:10], "v8", 35)]
+
+
+def test_answers_without_a_label_are_in_no_block(logs: Logs) -> None:
+    pairs = [mirrored(END - 3 * DAY + i, 0.9, 0.5) for i in range(70)]
+    logs.log(*itertools.chain.from_iterable(pairs))
+    logs.label(*(one for one, _ in pairs[:31]), came=END - DAY)
+    logs.label(*(one for one, _ in pairs[31:]), came=END + 1)
+    (block,) = logs.judge().blocks
+    assert block.rows == 31
