@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special
 
 from ctrain.evaluation.evidence import BlockTest, Scales, block_statistics, harm, scales_from
-from ctrain.records import RecordedPair
+from ctrain.records import ArmCounts, PairCounts, RecordedPair
 from ctrain.rollout.evidence import (
     SLOW,
     Counts,
@@ -58,6 +59,12 @@ POSITIVES, CORRELATION, DAY, RETRAIN = 0.1, 0.95, 0.05, 0.015
 separation from block to block (0.01 of AUC), and from retrain to retrain."""
 
 
+ARMS: tuple[Literal["challenger"], Literal["champion"]] = ("challenger", "champion")
+
+ONE_STEP = ((0.1, 0),)
+"""A canary of one step."""
+
+
 def looks(horizon: int = HORIZON) -> npt.NDArray[np.int64]:
     """Requests so far at each look: every 10 at first, then every 50, then every 200."""
     grid = np.concatenate(
@@ -87,27 +94,33 @@ class Truth:
 
 @dataclass
 class Tally:
-    """Counts of R rollouts; the first axis is challenger, champion."""
+    """Counts of R rollouts at S splits, by arm: shapes [2, R, S], challenger and champion."""
 
     requests: Floats
     errors: Floats
     slow: Floats
-    """Shape [3, 2, R]."""
+    """Shape [3, 2, R, S]."""
     flipped: Floats
+    """Shape [R], as that below: sums over mirrored requests."""
     distance: Floats
 
     @classmethod
-    def of(cls, rollouts: int) -> Tally:
+    def of(cls, rollouts: int, splits: int = 1) -> Tally:
         """Before the first request."""
-        pair = np.zeros((2, rollouts))
-        return cls(
-            pair, pair.copy(), np.zeros((len(SLOW), 2, rollouts)), np.zeros(rollouts), np.zeros(rollouts)
-        )
+        shape = 2, rollouts, splits
+        sums = np.zeros(rollouts), np.zeros(rollouts)
+        return cls(np.zeros(shape), np.zeros(shape), np.zeros((len(SLOW), *shape)), *sums)
 
     def keep(self, chosen: npt.NDArray[np.bool_]) -> Tally:
         """Leave out the rollouts that have ended."""
-        parts = (self.requests, self.errors, self.slow, self.flipped, self.distance)
-        return Tally(*(part[..., chosen] for part in parts))
+        arms = (part[..., chosen, :] for part in (self.requests, self.errors, self.slow))
+        return Tally(*arms, self.flipped[chosen], self.distance[chosen])
+
+    @property
+    def sent(self) -> Floats:
+        """Requests of each arm over all splits: [2, R]."""
+        total: Floats = self.requests.sum(axis=2)
+        return total
 
 
 @dataclass(frozen=True)
@@ -125,15 +138,15 @@ class Judged:
         return total_harm(self.harms)
 
 
-def judge(tally: Tally, split: float, spec: Canary) -> Judged:
+def judge(tally: Tally, splits: tuple[float, ...], spec: Canary) -> Judged:
     """Look at R rollouts: errors, latency, agreement and shift as `ctrain.rollout.metrics` judges them."""
 
     def counts(values: Floats) -> Counts:
-        return Counts((split,), values[0][:, None], values[1][:, None])
+        return Counts(splits, values[0], values[1])
 
     slow = [counts(values) for values in tally.slow]
     failed, answered = counts(tally.errors), counts(tally.requests - tally.errors)
-    pairs = tally.requests[1]
+    pairs = tally.sent[1]
     at_each = [e_value(log_harm(found, one.ratios)) for one, found in zip(SLOW, slow, strict=True)]
     harms = {
         "errors": e_value(log_harm(failed)),
@@ -155,8 +168,8 @@ class Requests:
     real ones do.
     """
 
-    def __init__(self, truth: Truth, rollouts: int, split: float, rng: np.random.Generator) -> None:
-        self.truth, self.split, self._rng = truth, split, rng
+    def __init__(self, truth: Truth, rollouts: int, rng: np.random.Generator) -> None:
+        self.truth, self._rng = truth, rng
         ranks = [round((1 - one.share) * EARLIER) for one in SLOW]
         gaps = np.diff([0, *ranks, EARLIER + 1])
         below = np.cumsum(rng.dirichlet(gaps, rollouts), axis=1)[:, :-1].T
@@ -176,22 +189,22 @@ class Requests:
         self.beyond = self.beyond[..., chosen]
         self._outage, self._stalls = self._outage[chosen], self._stalls[chosen]
 
-    def draw(self, tally: Tally, start: int, end: int) -> None:
-        """Answer the requests `start` to `end` and add what they show."""
+    def draw(self, tally: Tally, start: int, end: int, split: float, step: int = 0) -> None:
+        """Answer the requests `start` to `end` at one split and add what they show."""
         rng, truth, size = self._rng, self.truth, end - start
-        challenger = rng.binomial(size, self.split, tally.requests.shape[1])
+        challenger = rng.binomial(size, split, tally.requests.shape[1])
         sent = np.stack([challenger, size - challenger])
-        tally.requests += sent
+        tally.requests[..., step] += sent
         out = _overlap(self._outage[:, None], OUTAGE, start, end) / size
         rates = np.array(truth.errors[::-1])[:, None]
-        tally.errors += rng.binomial(sent, rates + out * np.maximum(truth.outage - rates, 0.0))
+        tally.errors[..., step] += rng.binomial(sent, rates + out * np.maximum(truth.outage - rates, 0.0))
         stalled = _overlap(self._stalls, STALL, start, end) / size / REPLICAS
         beyond = stalled + (1 - stalled) * self.beyond
         reached, above = sent, np.ones_like(beyond[0])
         for number in range(len(SLOW)):
             reached = rng.binomial(reached, np.clip(beyond[number] / above, 0.0, 1.0))
             above = beyond[number]
-            tally.slow[number] += reached
+            tally.slow[number, ..., step] += reached
         tally.flipped += rng.binomial(sent[1], FLIPPED)
         tally.distance += DISTANCE * sent[1]
 
@@ -201,6 +214,18 @@ def _overlap(starts: Floats, length: int, start: int, end: int) -> Floats:
     inside = np.minimum(starts + length, end) - np.maximum(starts, start)
     overlap: Floats = np.clip(inside, 0, None).sum(axis=1)
     return np.minimum(overlap, end - start)
+
+
+def records(tally: Tally, splits: tuple[float, ...], one: int) -> tuple[list[ArmCounts], list[PairCounts]]:
+    """One of the R rollouts as the records that a replica would send."""
+    arms = []
+    for arm, name in enumerate(ARMS):
+        for step, split in enumerate(splits):
+            sent, failed = (int(part[arm, one, step]) for part in (tally.requests, tally.errors))
+            slow = tuple(int(count) for count in tally.slow[:, arm, one, step])
+            arms.append(ArmCounts("r", split, name, sent, failed, slow, answered=sent - failed))
+    pairs = PairCounts("r", int(tally.sent[1, one]), tally.flipped[one], distance=tally.distance[one])
+    return arms, [pairs]
 
 
 # --- quality ---
@@ -303,20 +328,32 @@ def roll_out(
     rng: np.random.Generator,
     quality: QualityPaths | None = None,
     spec: Canary | None = None,
-    split: float = 0.1,
+    steps: tuple[tuple[float, int], ...] = ONE_STEP,
     horizon: int = HORIZON,
 ) -> Ends:
-    """Run R rollouts to their ends, with a look every 10 to 200 requests."""
+    """Run R rollouts to their ends, with a look every 10 to 200 requests.
+
+    Args:
+        truth: What both models do.
+        rollouts: How many.
+        rng: Source of chance.
+        quality: Evidence of matured blocks; None has none.
+        spec: Margins and error budgets.
+        steps: (split, request at which it begins); promotion comes at the last one.
+        horizon: Requests at most.
+    """
+    splits, begins = tuple(split for split, _ in steps), [begin for _, begin in steps]
     plan = spec or Canary()
     bound, enough = 1 / plan.alpha, 1 / plan.alpha_promote
     names = ("harm", "errors", "latency", "promoted", "promoted_after_quality")
     ends = {name: np.full((2, rollouts), np.inf) for name in names}
-    requests, tally = Requests(truth, rollouts, split, rng), Tally.of(rollouts)
+    requests, tally = Requests(truth, rollouts, rng), Tally.of(rollouts, len(splits))
     active, start = np.arange(rollouts), 0
     for end in looks(horizon):
-        requests.draw(tally, start, int(end))
+        step = int(np.searchsorted(begins, start, side="right")) - 1
+        requests.draw(tally, start, int(end), splits[step], step)
         start = int(end)
-        judged = judge(tally, split, plan)
+        judged = judge(tally, splits, plan)
         spared = np.ones(len(active), bool)
         if quality is not None:
             blocks = max(0, (start - LATE) // BLOCK)
@@ -324,7 +361,8 @@ def roll_out(
             spared = quality.safe[active, blocks] >= enough
         harmed = judged.harm >= bound
         safe = (judged.safe["errors"] >= enough) & (judged.safe["latency"] >= enough)
-        safe &= (tally.requests[1] >= plan.shadow) & ~harmed & np.isinf(ends["harm"][0, active])
+        safe &= (tally.sent[1] >= plan.shadow) & ~harmed & np.isinf(ends["harm"][0, active])
+        safe &= step + 1 == len(splits)
         happened = {
             "harm": harmed,
             "errors": judged.harms["errors"] >= bound,
@@ -334,7 +372,7 @@ def roll_out(
         }
         for name, now in happened.items():
             first = now & np.isinf(ends[name][0, active])
-            ends[name][:, active[first]] = [tally.requests[0, first], np.full(int(first.sum()), start)]
+            ends[name][:, active[first]] = [tally.sent[0, first], np.full(int(first.sum()), start)]
         going = np.isinf(ends["harm"][0, active]) & np.isinf(ends["promoted_after_quality"][0, active])
         if going.sum() < 0.8 * len(going):
             active, tally = active[going], tally.keep(going)

@@ -56,9 +56,9 @@ class SlowThreshold:
 
 
 SLOW = (
-    SlowThreshold("p50", 0.5, 0.25, _spread(1.1, 2.0, 12)),
-    SlowThreshold("p90", 0.1, 0.25, _spread(1.1, 10.0, 12)),
-    SlowThreshold("p99", 0.01, 0.5, _spread(1.25, 16.0, 16)),
+    SlowThreshold("p50", 0.5, 0.2, _spread(1.1, 2.0, 12)),
+    SlowThreshold("p90", 0.1, 0.2, _spread(1.1, 10.0, 12)),
+    SlowThreshold("p99", 0.01, 0.6, _spread(1.25, 16.0, 16)),
 )
 
 BETS = np.geomspace(0.02, 0.95, 16)

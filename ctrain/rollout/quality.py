@@ -29,7 +29,7 @@ SKILL_SHARE = 0.4
 """Share of the champion's skill below which a challenger's is gone."""
 
 BEYOND_LUCK = 3.0
-"""Standard errors that the loss of skill must exceed: a weak champion shows skill by luck."""
+"""Standard errors that the loss of skill must exceed."""
 
 GROSS_BLOCKS = 2
 """Blocks from which gross harm is judged."""
@@ -91,15 +91,24 @@ def _forecast(look: Look, safe: float, so_far: int, effect: float) -> Forecast:
 
 
 def _lost_skill(blocks: Sequence[PairedBlock], scales: Scales) -> str:
+    """Why a challenger's skill is gone; empty if it is not, or if luck of few labels could be why."""
     both = [one for one in blocks if "auc" in one.judged and "auc" in one.against]
-    pairs = [(one.judged["auc"], one.against["auc"]) for one in both]
-    if len(pairs) < GROSS_BLOCKS or "auc" not in scales.sigma:
+    if len(both) < GROSS_BLOCKS or "auc" not in scales.sigma:
         return ""
-    skill, champions = (float(np.mean(values)) - NO_SKILL for values in zip(*pairs, strict=True))
-    luck = scales.sigma["auc"] / math.sqrt(len(pairs))
+    skill = float(np.mean([one.judged["auc"] for one in both])) - NO_SKILL
+    champions = float(np.mean([one.against["auc"] for one in both])) - NO_SKILL
+    # Two models without anything in common on rows as few as these, beside the scatter of ordinary blocks.
+    labels = 2 * float(np.mean([_auc_variance(one) for one in both]))
+    luck = math.sqrt((scales.sigma["auc"] ** 2 + labels) / len(both))
     if skill < SKILL_SHARE * champions and champions - skill > BEYOND_LUCK * luck:
-        return f"AUC {skill + NO_SKILL:.3f} against {champions + NO_SKILL:.3f} over {len(pairs)} blocks"
+        return f"AUC {skill + NO_SKILL:.3f} against {champions + NO_SKILL:.3f} over {len(both)} blocks"
     return ""
+
+
+def _auc_variance(block: PairedBlock) -> float:
+    """Variance of the AUC that scores without skill have on so many rows (Mann and Whitney, 1947)."""
+    positives, negatives = max(1, block.positives), max(1, block.rows - block.positives)
+    return (positives + negatives + 1) / (12 * positives * negatives)
 
 
 def _text(blocks: Sequence[PairedBlock], harms: Sequence[Mapping[str, float]], name: str, gone: str) -> str:

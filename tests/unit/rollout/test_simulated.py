@@ -12,16 +12,17 @@ from rollouts import (
     paired_scores,
     quality_paths,
     recorded_scales,
+    records,
     roll_out,
 )
 
 from ctrain.evaluation.evidence import block_statistics
-from ctrain.records import ArmCounts, PairCounts, PairedBlock
+from ctrain.records import PairedBlock
 from ctrain.rollout import analyse
 from ctrain.spec.rollout import Canary, Quality
 
 SPEC = Canary()
-ROLLOUTS = 300
+ROLLOUTS = 200
 
 
 def share(ends: np.ndarray) -> float:
@@ -103,22 +104,12 @@ def test_a_loss_of_auc_at_the_margin_is_rarely_promoted_where_promotion_waits_fo
 def test_many_rollouts_at_once_are_judged_as_analyse_judges_each() -> None:
     rng = np.random.default_rng(6)
     for truth in (Truth("alike", errors=(0.02, 0.02)), Truth("worse", errors=(0.01, 0.03), slower=1.2)):
-        tally = Tally.of(20)
-        requests = Requests(truth, 20, 0.2, rng)
-        requests.draw(tally, 0, 3000)
-        judged = judge(tally, 0.2, SPEC)
+        tally, requests, splits = Tally.of(20, 2), Requests(truth, 20, rng), (0.1, 0.2)
+        for step, split in enumerate(splits):
+            requests.draw(tally, 2000 * step, 2000 * (step + 1), split, step)
+        judged = judge(tally, splits, SPEC)
         for one in range(20):
-            arms = [
-                ArmCounts(
-                    "r", 0.2, name, int(tally.requests[arm, one]), int(tally.errors[arm, one]),
-                    tuple(int(count) for count in tally.slow[:, arm, one]),
-                    answered=int(tally.requests[arm, one] - tally.errors[arm, one]),
-                )
-                for arm, name in enumerate(("challenger", "champion"))
-            ]  # fmt: skip
-            pairs = [
-                PairCounts("r", int(tally.requests[1, one]), tally.flipped[one], distance=tally.distance[one])
-            ]
+            arms, pairs = records(tally, splits, one)
             metrics = {one.metric: one for one in analyse("r", "canary", 0.2, SPEC, [arms], pairs).metrics}
             for name, harm in judged.harms.items():
                 assert metrics[name].harm == pytest.approx(harm[one], rel=1e-9)
