@@ -743,6 +743,101 @@ class WindowReport:
     """Blocks of mirrored requests that became mature in this window."""
 
 
+@dataclass(frozen=True, slots=True)
+class MetricInterval:
+    """One metric with its interval."""
+
+    metric: str
+    value: float | None
+    """None where it has no value; the reason says why."""
+    low: float | None = None
+    high: float | None = None
+    """Interval whose unit of evidence is the block of time; None where the blocks bound nothing."""
+    rows: int = 0
+    blocks: int = 0
+    segment: str = ""
+    """e.g. `carrier=UA`; empty for all rows."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCounts:
+    """What became of the labels of some answers."""
+
+    answers: int = 0
+    labelled: int = 0
+    """Answers with a label."""
+    pending: int = 0
+    """Answers without a label that may still get one."""
+    unlabelled: int = 0
+    """Answers that got no label within the horizon."""
+    repeated: int = 0
+    """Answers with the id of an earlier one; they are left out."""
+    foreign: int = 0
+    """Labels for no known answer."""
+    unusable: int = 0
+    """Labels without a time, or whose value is none that a label can have."""
+    late: int = 0
+    """Labels that came after the horizon; they are left out."""
+    early: int = 0
+    """Labels with a time before their answer: clocks jumped. They count."""
+    duplicated: int = 0
+    """Labels that said again what the one before said."""
+    corrected: int = 0
+    """Labels that changed the one before; the last one counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class PerformanceReport:
+    """A model against the truth, on matured answers."""
+
+    state: Literal["judged", "not_enough_labels"]
+    rows: int
+    """Matured answers with a label."""
+    blocks: int
+    metrics: tuple[MetricInterval, ...] = ()
+    segments: tuple[MetricInterval, ...] = ()
+    labels: LabelCounts | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EstimateCheck:
+    """An estimate beside the truth that came later."""
+
+    metric: str
+    estimate: float
+    low: float
+    high: float
+    truth: float
+    within: bool
+    """Whether the truth lies in the estimate's interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class EstimateReport:
+    """Performance estimated from scores alone, while labels are awaited.
+
+    It follows moved inputs and is blind to a moved relation of inputs and label, so it alone never stops a
+    retraining.
+    """
+
+    state: Literal["estimated", "not_enough_rows", "not_calibrated", "unusable_scores"]
+    rows: int
+    metrics: tuple[MetricInterval, ...] = ()
+    """Estimates, not measurements."""
+    calibration: str = ""
+    """How scores were made probabilities: `none`, `platt` or `isotonic`."""
+    trust: Literal["untested", "trusted", "doubtful", "refuted"] = "untested"
+    """How earlier estimates met the truth that came later."""
+    hits: int = 0
+    """Earlier estimates whose interval held the truth, of the metric that missed most."""
+    scored: int = 0
+    """Earlier estimates that met their truth."""
+    blind_to: str = "concept_drift"
+    reason: str = ""
+
+
 # --- requests to rooms --------------------------------------------------------------------------
 
 

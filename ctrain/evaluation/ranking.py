@@ -14,7 +14,7 @@ class Ranking:
     """Labels ordered by score, highest first; equal scores form one group.
 
     Args:
-        truth: 0 or 1 as float64, shape [B]; both must be there.
+        truth: 0 or 1 as float64, or the chance of a 1, shape [B]; both must be there.
         scores: Finite, shape [B].
         weights: Of the rows, not negative; None counts each once.
     """
@@ -46,18 +46,23 @@ class Ranking:
         steps = np.diff(self.positives_above, prepend=0.0)
         return float(np.dot(steps, self.positives_above / self.above) / self.positives)
 
+    def placements(self) -> tuple[Floats, Floats]:
+        """Share of negatives below each row and of positives above it, ties half, shape [B] each."""
+        half_negative = np.diff(self.negatives_above, prepend=0.0) / 2
+        half_positive = np.diff(self.positives_above, prepend=0.0) / 2
+        below = (self.negatives - self.negatives_above + half_negative) / self.negatives
+        over = (self.positives_above - half_positive) / self.positives
+        group = self._groups()
+        return below[group], over[group]
+
     def auc_influence(self, truth: Floats) -> Floats:
         """What each row (of unit weight) adds to the AUC at the margin, shape [B]; sums to 0.
 
         Source: DeLong, DeLong and Clarke-Pearson, Comparing the areas (1988): the placement values.
         """
         auc = self.auc()
-        half_negative = np.diff(self.negatives_above, prepend=0.0) / 2
-        half_positive = np.diff(self.positives_above, prepend=0.0) / 2
-        below = (self.negatives - self.negatives_above + half_negative) / self.negatives
-        over = (self.positives_above - half_positive) / self.positives
-        of_positive, of_negative = (below - auc) / self.positives, (over - auc) / self.negatives
-        return self._of_rows(truth, of_positive, of_negative)
+        below, over = self.placements()
+        return np.where(truth == 1, (below - auc) / self.positives, (over - auc) / self.negatives)
 
     def average_precision_influence(self, truth: Floats) -> Floats:
         """The same for average precision: its derivative by each row's weight."""
@@ -71,10 +76,11 @@ class Ranking:
 
         lost = from_here_down(-precision / self.above)
         won = from_here_down((1 - precision) / self.above)
-        return self._of_rows(truth, own + won, lost)
+        group = self._groups()
+        return np.where(truth == 1, (own + won)[group], lost[group])
 
-    def _of_rows(self, truth: Floats, of_positive: Floats, of_negative: Floats) -> Floats:
-        """Values of groups handed back to their rows, in the rows' own order."""
+    def _groups(self) -> npt.NDArray[np.int64]:
+        """Number of each row's group, shape [B]."""
         group = np.empty(len(self._order), np.int64)
         group[self._order] = np.cumsum(self._starts) - 1
-        return np.where(truth == 1, of_positive[group], of_negative[group])
+        return group

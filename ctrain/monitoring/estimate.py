@@ -1,0 +1,284 @@
+"""Performance without labels: what a calibrated classifier's scores say of its own metrics.
+
+Each score is taken as the chance of a positive label, and the metric's expectation follows. This is right
+where only the inputs moved, and blind where the relation of inputs and label moved: so an estimate carries
+an interval from how earlier ones missed, meets the truth when it comes (`check_estimate`), and loses trust
+when it missed. Scores that are not calibrated are first made so from recent matured labels (`calibrate`).
+
+Source: Guillory et al., Predicting with confidence on unseen distributions (2021); NannyML's CBPE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from ctrain.evaluation.catalogue import CATALOGUE
+from ctrain.evaluation.influence import influence
+from ctrain.evaluation.metrics import log_losses, unusable
+from ctrain.evaluation.ranking import Ranking
+from ctrain.monitoring.calibration import Curve, Floats, Method, fit_curve, forward_losses
+from ctrain.records import EstimateCheck, EstimateReport, MetricInterval
+
+ESTIMATES = ("accuracy", "auc", "f1", "log_loss", "brier", "prevalence")
+"""`prevalence` is the share of positive labels."""
+
+METHODS: tuple[Method, ...] = ("none", "platt", "isotonic")
+
+REMEMBERED = 20
+"""Earlier estimates of a metric that trust is judged on."""
+MINIMUM_CHECKS = 5
+
+NOTE = "estimated from scores alone: blind to a moved relation of inputs and label"
+
+Trust = Literal["untested", "trusted", "doubtful", "refuted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How scores become probabilities, and how far estimates from them missed; plain numbers."""
+
+    curve: Curve
+    rows: int
+    blocks: int
+    tested: int
+    """Blocks that were estimated from the blocks before them and compared with their truth."""
+    spread: dict[str, float]
+    """Standard deviation of one block's truth around its estimate by metric, beyond the chance of labels."""
+    state: Literal["calibrated", "not_enough_labels"] = "calibrated"
+    reason: str = ""
+
+
+def calibrate(
+    scores: npt.NDArray[Any],
+    labels: npt.NDArray[Any],
+    blocks: npt.NDArray[np.int64],
+    threshold: float,
+    *,
+    methods: Sequence[Method] = METHODS,
+    minimum_blocks: int = 7,
+    minimum_rows: int = 500,
+    most_rows: int = 100_000,
+) -> Calibration:
+    """Learn from matured labels how scores become probabilities, and how far such estimates miss.
+
+    Every block is estimated from the blocks before it. The simplest curve is kept unless one with more
+    freedom lost clearly less there.
+
+    Args:
+        scores: In 0 to 1, of matured answers, shape [B].
+        labels: 0 or 1, shape [B].
+        blocks: Block of time of each row, rising in time, shape [B].
+        threshold: Probability at and above which the decision is positive.
+        methods: Curves to choose from, simplest first.
+        minimum_blocks: Below which nothing is learnt.
+        minimum_rows: The same for rows.
+        most_rows: Rows used at most; of more, every n-th of each block.
+    """
+    names, day = np.unique(blocks, return_inverse=True)
+    problem = _problem(scores, labels, len(names), minimum_blocks, minimum_rows)
+    if problem:
+        reason = problem
+        return Calibration(Curve("none"), len(labels), len(names), 0, {}, "not_enough_labels", reason)
+    order = np.argsort(day, kind="stable")[:: -(-len(day) // most_rows)]
+    ends = np.searchsorted(day[order], np.arange(1, len(names)))
+    columns = (np.asarray(array, np.float64)[order] for array in (scores, labels))
+    parts = list(zip(*(np.split(column, ends) for column in columns), strict=True))
+    first = max(2, len(parts) // 4)
+    method, curves = _choose(methods, parts, first)
+    spread = _spread(parts[first:], curves, threshold)
+    curve = fit_curve(method, *(np.concatenate([part[side] for part in parts]) for side in (0, 1)))
+    return Calibration(curve, len(labels), len(names), len(curves), spread)
+
+
+def estimate_performance(
+    scores: npt.NDArray[Any],
+    threshold: float,
+    calibration: Calibration,
+    *,
+    blocks: int = 1,
+    past: Sequence[EstimateCheck] = (),
+    minimum_rows: int = 100,
+    confidence: float = 0.95,
+) -> EstimateReport:
+    """Estimate the metrics of a window whose labels have not come.
+
+    Args:
+        scores: In 0 to 1, shape [B].
+        threshold: Probability at and above which the decision is positive.
+        calibration: From `calibrate`.
+        blocks: Blocks of time that the window covers: what a block misses by averages out over them.
+        past: Earlier estimates beside their truth, oldest first.
+        minimum_rows: Below which nothing is estimated.
+        confidence: Two-sided level of the intervals, which are for the metric that the labels will show.
+    """
+    if len(scores) < minimum_rows:
+        return EstimateReport(
+            "not_enough_rows", len(scores), reason=f"{len(scores)} rows, {minimum_rows} needed"
+        )
+    if not (np.isfinite(scores).all() and (scores >= 0).all() and (scores <= 1).all()):
+        return EstimateReport("unusable_scores", len(scores), reason="scores are not all in 0 to 1")
+    if calibration.state != "calibrated":
+        return EstimateReport("not_calibrated", len(scores), reason=calibration.reason)
+    found = expected_metrics(scores, calibration.curve.probabilities(scores), threshold)
+    reach = float(stats.t.ppf((1 + confidence) / 2, max(calibration.tested - 1, 1)))
+    metrics = tuple(
+        _interval(name, *found[name], calibration.spread, blocks, reach, len(scores)) for name in ESTIMATES
+    )
+    trust, hits, scored = trust_in(past, confidence)
+    words = {
+        "refuted": "; earlier estimates missed too often: do not rely on it",
+        "doubtful": "; missed often",
+    }
+    return EstimateReport(
+        state="estimated",
+        rows=len(scores),
+        metrics=metrics,
+        calibration=calibration.curve.kind,
+        trust=trust,
+        hits=hits,
+        scored=scored,
+        reason=NOTE + words.get(trust, ""),
+    )
+
+
+def check_estimate(report: EstimateReport, truths: Mapping[str, float]) -> tuple[EstimateCheck, ...]:
+    """Compare an estimate with the metrics that the labels showed later.
+
+    Args:
+        report: The estimate.
+        truths: Metrics of the same rows, by name; those that the report lacks are left out.
+    """
+    return tuple(
+        EstimateCheck(each.metric, each.value, each.low, each.high, truth, each.low <= truth <= each.high)
+        for each in report.metrics
+        if (truth := truths.get(each.metric)) is not None
+        and each.value is not None
+        and each.low is not None
+        and each.high is not None
+    )
+
+
+def true_metrics(scores: npt.NDArray[Any], labels: npt.NDArray[Any], threshold: float) -> dict[str, float]:
+    """The metrics of `ESTIMATES` once the labels are there; those without a value are left out."""
+    if unusable(labels, scores):
+        return {}
+    found = {name: influence(name, labels, scores, threshold) for name in ESTIMATES[:-1]}
+    values = {name: result[0] for name, result in found.items() if result is not None}
+    return values | {"prevalence": float(np.mean(labels))}
+
+
+def trust_in(past: Sequence[EstimateCheck], confidence: float = 0.95) -> tuple[Trust, int, int]:
+    """Judge estimates by how earlier ones met the truth.
+
+    Returns:
+        Trust, and hits and checks of the metric that missed most: `refuted` if so many misses happen to
+        honest intervals in under 1 % of cases, `doubtful` under 10 %, `untested` with too few checks.
+    """
+    names = dict.fromkeys(check.metric for check in past)
+    if not names:
+        return "untested", 0, 0
+    worst: tuple[float, int, int] = (2.0, 0, 0)
+    for name in names:
+        mine = [check.within for check in past if check.metric == name][-REMEMBERED:]
+        misses = len(mine) - sum(mine)
+        chance = float(stats.binom.sf(misses - 1, len(mine), 1 - confidence))
+        worst = min(worst, (chance, sum(mine), len(mine)))
+    chance, hits, scored = worst
+    chance *= len(names)
+    if scored < MINIMUM_CHECKS:
+        return "untested", hits, scored
+    return ("refuted" if chance < 0.01 else "doubtful" if chance < 0.1 else "trusted"), hits, scored
+
+
+def expected_metrics(scores: Floats, chances: Floats, threshold: float) -> dict[str, tuple[float, float]]:
+    """Expectation of each metric, and its variance by the chance of the labels alone.
+
+    Args:
+        scores: What the model said, in 0 to 1, shape [B].
+        chances: Calibrated chance of a positive label, shape [B].
+        threshold: Probability at and above which the decision is positive.
+    """
+    raw, decided = np.asarray(scores, np.float64), (scores >= threshold).astype(np.float64)
+    noise, size = chances * (1 - chances), len(raw)
+    ones, zeros = np.ones(size), np.zeros(size)
+
+    def mean(if_positive: Floats, if_negative: Floats) -> tuple[float, float]:
+        value = np.mean(chances * if_positive + (1 - chances) * if_negative)
+        return float(value), float(np.sum(noise * (if_positive - if_negative) ** 2)) / size**2
+
+    total = float(decided.sum() + chances.sum())
+    f1 = 2 * float(np.dot(decided, chances)) / total
+    return {
+        "accuracy": mean(decided, 1 - decided),
+        "auc": _expected_auc(raw, chances, noise),
+        "f1": (f1, float(np.sum(noise * (2 * decided - f1) ** 2)) / total**2),
+        "log_loss": mean(log_losses(ones, raw), log_losses(zeros, raw)),
+        "brier": mean((1 - raw) ** 2, raw**2),
+        "prevalence": mean(ones, zeros),
+    }
+
+
+def _expected_auc(raw: Floats, chances: Floats, noise: Floats) -> tuple[float, float]:
+    ranking = Ranking(chances, raw)
+    pairs, own = ranking.positives * ranking.negatives, float(noise.sum())
+    if pairs <= own:
+        return 0.5, 0.25
+    auc = (ranking.auc() * pairs - own / 2) / (pairs - own)  # a row is no pair with itself
+    below, over = ranking.placements()
+    moves = (below - auc) / ranking.positives - (over - auc) / ranking.negatives
+    return auc, float(np.sum(noise * moves**2))
+
+
+def _problem(
+    scores: npt.NDArray[Any], labels: npt.NDArray[Any], blocks: int, minimum_blocks: int, minimum_rows: int
+) -> str:
+    if problem := unusable(labels, scores):
+        return problem
+    if len(labels) < minimum_rows or blocks < minimum_blocks:
+        return f"{len(labels)} labels of {blocks} blocks, {minimum_rows} of {minimum_blocks} needed"
+    return "predictions_outside_0_1" if scores.min() < 0 or scores.max() > 1 else ""
+
+
+def _choose(
+    methods: Sequence[Method], parts: list[tuple[Floats, Floats]], first: int
+) -> tuple[Method, list[Curve]]:
+    """The simplest curve whose losses on later blocks no other one clearly beats."""
+    best, (curves, losses) = methods[0], forward_losses(methods[0], parts, first)
+    for method in methods[1:]:
+        others, theirs = forward_losses(method, parts, first)
+        won = losses - theirs
+        if won.mean() > 2 * won.std(ddof=1) / len(won) ** 0.5:
+            best, curves, losses = method, others, theirs
+    return best, curves
+
+
+def _spread(parts: list[tuple[Floats, Floats]], curves: list[Curve], threshold: float) -> dict[str, float]:
+    """How far the truth of a block lies from its estimate, beyond what the chance of labels explains."""
+    squares: dict[str, list[float]] = {name: [] for name in ESTIMATES}
+    for (scores, labels), curve in zip(parts, curves, strict=True):
+        expected = expected_metrics(scores, curve.probabilities(scores), threshold)
+        for name, truth in true_metrics(scores, labels, threshold).items():
+            value, variance = expected[name]
+            squares[name].append((truth - value) ** 2 - variance)
+    return {name: max(float(np.mean(found)), 0.0) ** 0.5 for name, found in squares.items() if found}
+
+
+def _interval(
+    name: str, value: float, variance: float, spread: dict[str, float], blocks: int, reach: float, rows: int
+) -> MetricInterval:
+    if name not in spread:
+        return MetricInterval(
+            name, value, rows=rows, blocks=blocks, reason="no earlier block could be compared"
+        )
+    half = reach * (variance + spread[name] ** 2 / max(blocks, 1)) ** 0.5
+    low, high = value - half, value + half
+    floor, ceiling = (0.0, 1.0) if name == "prevalence" else (CATALOGUE[name].low, CATALOGUE[name].high)
+    low = low if floor is None else max(low, floor)
+    high = high if ceiling is None else min(high, ceiling)
+    return MetricInterval(name, value, low, high, rows, blocks)
