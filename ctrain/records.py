@@ -649,17 +649,6 @@ class Analysis:
 # --- monitoring ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class FeatureDrift:
-    """Test of one feature, window against reference."""
-
-    feature: str
-    p_value: float
-    effect: float
-    """Kolmogorov-Smirnov distance, or total variation for categories, in [0, 1]."""
-    drifted: bool
-
-
 DriftState = Literal["steady", "calibrating", "warning", "drift", "recovered", "not_enough_rows"]
 
 
@@ -719,28 +708,6 @@ class ShadowBlock:
     """Statistics of the version that answered (`evaluation.evidence.block_statistics`)."""
     shadowed: dict[str, float]
     """The same of its shadow."""
-
-
-@dataclass(frozen=True, slots=True)
-class WindowReport:
-    """Summary of one window of live traffic."""
-
-    start: float
-    end: float
-    rows: int
-    labelled: int
-    metrics: dict[str, float]
-    """Live metrics of the champion's answers on joined, matured labels."""
-    baseline: dict[str, float] = field(default_factory=dict)
-    latency: dict[str, float] = field(default_factory=dict)
-    drift: tuple[DriftReport, ...] = ()
-    state: Literal["judged", "not_enough_rows"] = "judged"
-    pending_labels: int = 0
-    """Answers that matured in this window without a label."""
-    orphan_labels: int = 0
-    """Labels that came in this window for no answer that is known."""
-    blocks: tuple[ShadowBlock, ...] = ()
-    """Blocks of mirrored requests that became mature in this window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -836,6 +803,32 @@ class EstimateReport:
     """Earlier estimates that met their truth."""
     blind_to: str = "concept_drift"
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowReport:
+    """Summary of one window of live traffic."""
+
+    start: float
+    end: float
+    rows: int
+    labelled: int
+    metrics: dict[str, float]
+    """Live metrics of the champion's answers on joined, matured labels."""
+    baseline: dict[str, float] = field(default_factory=dict)
+    latency: dict[str, float] = field(default_factory=dict)
+    drift: tuple[DriftReport, ...] = ()
+    state: Literal["judged", "not_enough_rows"] = "judged"
+    pending_labels: int = 0
+    """Answers that matured in this window without a label."""
+    orphan_labels: int = 0
+    """Labels that came in this window for no answer that is known."""
+    blocks: tuple[ShadowBlock, ...] = ()
+    """Blocks of mirrored requests that became mature in this window."""
+    performance: PerformanceReport | None = None
+    """Of the champions' answers on the newest matured blocks; None before the first."""
+    estimate: EstimateReport | None = None
+    """What the window's scores foretell of its metrics, until labels come."""
 
 
 # --- requests to rooms --------------------------------------------------------------------------

@@ -12,8 +12,8 @@ windows where evidence was building would look calmer than the world is.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +23,6 @@ from ctrain.monitoring.calibrate import LAGS, Calibration, calibrate, p_values, 
 from ctrain.monitoring.evidence import accumulate
 from ctrain.monitoring.profile import Entry, Profile, extended, shifts, sizes
 from ctrain.monitoring.summary import Floats, Layout, Summary
-from ctrain.monitoring.tabular import tabular_drift as tabular_drift
 from ctrain.records import DriftCause, DriftReport, DriftState, Json
 from ctrain.spec.monitoring import Drift
 
@@ -133,6 +132,53 @@ class DriftMonitor:
             self._wait(_Waiting(context, summary.values, np.full(len(self._down), np.nan), False))
             return self._report("calibrating", summary, 0.0, f"fewer than two windows of {context} before")
         return self._judge(self._calibration, context, summary, entry)
+
+    def to_state(self) -> dict[str, Any]:
+        """Everything that the next window needs: plain JSON values and arrays, no pickles."""
+        calibration, waiting = self._calibration, self._waiting
+        return {
+            "layout": self.layout.to_json(),
+            "threshold": self.threshold,
+            "state": self.state,
+            "checks": self.checks,
+            "last": self._last,
+            "log_m": self._log_m,
+            "effect": self._effect,
+            "extreme": self._extreme,
+            "past": {
+                "contexts": [one for one, _ in self._past],
+                "values": _stacked(one for _, one in self._past),
+            },
+            "profile": {
+                "contexts": list(self._profile.entries),
+                "visits": [one.visits for one in self._profile.entries.values()],
+                "sums": _stacked(one.sums for one in self._profile.entries.values()),
+            },
+            "calibration": None if calibration is None else _fields(calibration),
+            "waiting": {
+                "contexts": [one.context for one in waiting],
+                "drift": [one.drift for one in waiting],
+                "values": _stacked(one.values for one in waiting),
+                "residuals": _stacked(one.residuals for one in waiting),
+            },
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], spec: Drift) -> DriftMonitor:
+        """Rebuild from `to_state`; the same windows then give the same bits."""
+        monitor = cls(Layout.from_json(state["layout"]), spec, state["threshold"])
+        monitor.state, monitor.checks = state["state"], state["checks"]
+        monitor._last, monitor._log_m = state["last"], state["log_m"]
+        monitor._effect, monitor._extreme = state["effect"], state["extreme"]
+        past, profile, waiting = state["past"], state["profile"], state["waiting"]
+        monitor._past = list(zip(past["contexts"], past["values"], strict=True))
+        entries = zip(profile["contexts"], profile["sums"], profile["visits"], strict=True)
+        monitor._profile = Profile({context: Entry(sums, visits) for context, sums, visits in entries})
+        if state["calibration"] is not None:
+            monitor._calibration = Calibration(**state["calibration"])
+        columns = (waiting[name] for name in ("contexts", "values", "residuals", "drift"))
+        monitor._waiting = [_Waiting(*one) for one in zip(*columns, strict=True)]
+        return monitor
 
     def _learn(self, past: list[tuple[str, Floats]]) -> None:
         """Calibrate on past windows if they are enough; keep them for later if not."""
@@ -264,6 +310,16 @@ class DriftMonitor:
             budget=f"at most one false alarm in {self.threshold:.0f} checks",
             reason=reason,
         )
+
+
+def _stacked(arrays: Iterable[Floats]) -> Floats:
+    """Arrays of one shape as one; of none, an empty one."""
+    found = list(arrays)
+    return np.stack(found) if found else np.zeros((0, 0))
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
 def _weights(layout: Layout, down: npt.NDArray[np.bool_]) -> Floats:

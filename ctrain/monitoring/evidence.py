@@ -21,7 +21,8 @@ def log_e_values(p: Floats) -> Floats:
     """Logarithm of each p-value's e-value; NaN, no opinion, gives 0."""
     p = np.where(np.isnan(p), 1.0, p)
     mixed = (POWERS[:, None] * p[None, :] ** (POWERS[:, None] - 1.0)).mean(axis=0)
-    return np.log(mixed)
+    logs: Floats = np.log(mixed)
+    return logs
 
 
 def accumulate(log_m: Floats, p: Floats, span: Floats, cap: Floats) -> Floats:

@@ -19,7 +19,8 @@ from ctrain.monitoring.drift import DriftMonitor
 from ctrain.monitoring.profile import context_of
 from ctrain.monitoring.rows import Floats, Rows, joined
 from ctrain.monitoring.summary import Layout, Summary, summarise
-from ctrain.records import DriftReport
+from ctrain.monitoring.truth import Truth
+from ctrain.records import DriftReport, from_json, to_json
 from ctrain.spec import PipelineSpec
 
 KINDS = ("data", "prediction", "concept")
@@ -38,6 +39,7 @@ class Monitors:
     span: float
     """Seconds of event time in one window."""
     by_kind: dict[str, DriftMonitor]
+    truth: Truth
 
     @classmethod
     def begin(
@@ -54,7 +56,7 @@ class Monitors:
             spec: Settings of monitoring.
             champion: Version that serves.
             window: A window of live rows; says how long one is in event time.
-            landed: Gives the champion's landed partitions, oldest first; called twice.
+            landed: Gives the champion's landed partitions, oldest first; called three times.
             previous: Monitors of the champion before.
         """
         wanted, checks = spec.monitoring.drift, spec.monitoring.drift.checks(spec.monitoring.window)
@@ -80,7 +82,8 @@ class Monitors:
             )
             for kind in KINDS
         }
-        return cls(champion, span, monitors)
+        truth = Truth.begin(spec, champion, landed(), previous.truth if previous is not None else None)
+        return cls(champion, span, monitors, truth)
 
     def update(self, window: Rows, matured: Rows, spec: PipelineSpec) -> tuple[DriftReport, ...]:
         """Judge the next window.
@@ -100,7 +103,12 @@ class Monitors:
     def to_bytes(self) -> bytes:
         """State as an npz file without pickles."""
         arrays: dict[str, npt.NDArray[Any]] = {}
-        plain: dict[str, Any] = {"champion": self.champion, "span": self.span, "monitors": {}}
+        plain: dict[str, Any] = {
+            "champion": self.champion,
+            "span": self.span,
+            "truth": to_json(self.truth),
+            "monitors": {},
+        }
         for kind, monitor in self.by_kind.items():
             plain["monitors"][kind] = _without_arrays(monitor.to_state(), kind, arrays)
         sink = io.BytesIO()
@@ -117,7 +125,7 @@ class Monitors:
                 kind: DriftMonitor.from_state(_with_arrays(state, arrays), spec.monitoring.drift)
                 for kind, state in plain["monitors"].items()
             }
-        return cls(plain["champion"], plain["span"], monitors)
+        return cls(plain["champion"], plain["span"], monitors, from_json(Truth, plain["truth"]))
 
 
 def columns_of_kind(kind: str, rows: Rows) -> dict[str, npt.NDArray[Any]]:

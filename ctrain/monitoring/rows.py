@@ -15,7 +15,6 @@ import numpy.typing as npt
 from ctrain.data.read import Dataset
 from ctrain.errors import PartitionError
 from ctrain.features import Column, columns_from_json
-from ctrain.models.loading import Network, load_network
 from ctrain.records import ModelVersion
 from ctrain.storage import Root
 
@@ -76,7 +75,7 @@ class Landed:
         self._root, self._version, self._event_time = root, version, event_time
         self._dataset = Dataset(root, version.pipeline, dataset_version, version.code)
         self._watched = watched_columns(version)
-        self._networks: dict[str, Network] = {}
+        self._networks: dict[str, Any] = {}
 
     def read(self, partition: str) -> Rows:
         """Rows of a partition, in the order of their events.
@@ -108,8 +107,11 @@ class Landed:
             if not unseen:
                 return np.full(rows, np.nan)
             weights = unseen[0]
+        from ctrain.models.loading import load_network
+
         if weights.name not in self._networks:
             self._networks[weights.name] = load_network(self._root, version, weights)
         network = self._networks[weights.name]
         features = self._dataset.features(partition, network.view, version.label)
-        return network.probabilities(network.encoder.encode(features.arrays))
+        answers: Floats = network.probabilities(network.encoder.encode(features.arrays))
+        return answers

@@ -75,11 +75,13 @@ _ORPHANS = (
     "select count(*) from truth.labels l where l.first_at >= :end_before and l.first_at < :end "
     "and not exists (select 1 from answers a where a.prediction_id = l.prediction_id)"
 )
-_PAIRED = (
-    "from answers a join shadows s using (prediction_id) join truth.labels l using (prediction_id) "
+_IN_BLOCKS = (
+    "join truth.labels l using (prediction_id) "
     "where a.champion and l.first_at < :end and (a.event >= :event_from and a.event < :event_to "
     "or a.event is null and a.time >= :clock_from and a.time < :clock_to)"
 )
+_RECENT = f"from answers a {_IN_BLOCKS}"
+_PAIRED = f"from answers a join shadows s using (prediction_id) {_IN_BLOCKS}"
 _BLOCK = "cast(coalesce(a.event, a.time) / :length as integer)"
 
 _ASKED_AT_ONCE = 500
@@ -139,6 +141,20 @@ class Mark:
     """The same for answers without an event time, by the time of the answer."""
 
 
+@dataclass(frozen=True, slots=True)
+class Matured:
+    """Labelled answers of champions whose events are mature."""
+
+    values: npt.NDArray[np.float64]
+    truths: npt.NDArray[np.float64]
+    times: npt.NDArray[np.float64]
+    """Event times; where requests carry none, times of the answers."""
+    segments: list[str]
+    """Segment columns of each, as JSON."""
+    versions: list[str]
+    """Who answered."""
+
+
 NOTHING = Mark(0.0, float("-inf"), float("-inf"))
 
 
@@ -158,6 +174,11 @@ class Ready:
     """Answers of champion and challenger that became mature without a label."""
     orphans: int
     """Labels that came for no known answer."""
+
+
+def whole(limit: float, length: float) -> float:
+    """End of the last whole block before a time."""
+    return max(limit, 0.0) // length * length
 
 
 class Scores:
@@ -230,6 +251,27 @@ class Scores:
             orphans=count(_ORPHANS),
         )
 
+    def recent(self, mark: Mark, length: float, blocks: int) -> Matured:
+        """Labelled answers of champions in the newest whole blocks that are mature.
+
+        Args:
+            mark: What is mature.
+            length: Of a block, in seconds.
+            blocks: Number of blocks at most.
+        """
+        event_to, clock_to = whole(mark.event_limit, length), whole(mark.clock_limit, length)
+        asked = {
+            "end": mark.end, "event_from": event_to - blocks * length, "event_to": event_to,
+            "clock_from": clock_to - blocks * length, "clock_to": clock_to,
+        }  # fmt: skip
+        count: int = self._db.execute(f"select count(*) {_RECENT}", asked).fetchone()[0]
+        step = -(-count // SCORED_AT_MOST) or 1
+        names = "a.value, l.value, coalesce(a.event, a.time), a.segments, a.version"
+        cursor = self._db.execute(f"select {names} {_RECENT} order by prediction_id", asked)
+        kept = [row for number, row in enumerate(cursor) if number % step == 0]
+        values, truths, times = np.array([row[:3] for row in kept], np.float64).reshape(-1, 3).T
+        return Matured(values, truths, times, [row[3] for row in kept], [row[4] for row in kept])
+
     def paired(self, before: Mark, mark: Mark, length: float) -> Iterator[PairedRows]:
         """Labelled answers that a shadow scored too, of the blocks that became mature between two marks.
 
@@ -240,14 +282,10 @@ class Scores:
             mark: The later one.
             length: Of a block, in seconds; blocks begin at its multiples.
         """
-
-        def whole(limit: float) -> float:
-            return max(limit, 0.0) // length * length
-
         asked: dict[str, float | str] = {
             "end": mark.end, "length": length,
-            "event_from": whole(before.event_limit), "event_to": whole(mark.event_limit),
-            "clock_from": whole(before.clock_limit), "clock_to": whole(mark.clock_limit),
+            "event_from": whole(before.event_limit, length), "event_to": whole(mark.event_limit, length),
+            "clock_from": whole(before.clock_limit, length), "clock_to": whole(mark.clock_limit, length),
         }  # fmt: skip
         groups = self._db.execute(
             f"select {_BLOCK}, a.version, s.version, count(*) {_PAIRED} group by 1, 2, 3", asked
@@ -269,8 +307,8 @@ class Scores:
         for start in range(0, len(prediction_ids), _ASKED_AT_ONCE):
             names = prediction_ids[start : start + _ASKED_AT_ONCE]
             places = ",".join("?" * len(names))
-            query = f"select prediction_id, value from truth.labels where first_at < ? and prediction_id in ({places})"
-            found.update(self._db.execute(query, (end, *names)))
+            query = "select prediction_id, value from truth.labels where first_at < ? and prediction_id in "
+            found.update(self._db.execute(f"{query} ({places})", (end, *names)))
         return np.array([found.get(name, np.nan) for name in prediction_ids], np.float64)
 
     def monitors(self, before: float) -> bytes | None:

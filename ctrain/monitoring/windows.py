@@ -16,6 +16,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -30,9 +31,10 @@ from ctrain.evaluation import binary_metrics
 from ctrain.evaluation.evidence import block_statistics
 from ctrain.features import Column
 from ctrain.monitoring.monitors import Monitors
-from ctrain.monitoring.rows import Landed, Rows, watched_columns
+from ctrain.monitoring.rows import Floats, Landed, Rows, watched_columns
 from ctrain.monitoring.sample import Sample
-from ctrain.monitoring.scores import Mark, PairedRows, Ready, Scored, Scores, Shadowed
+from ctrain.monitoring.scores import Mark, PairedRows, Ready, Scored, Scores, Shadowed, whole
+from ctrain.monitoring.truth import BLOCKS
 from ctrain.records import DriftReport, ModelVersion, ShadowBlock, WindowReport, WindowRequest
 from ctrain.registry import read_version
 from ctrain.serving.labels import LabelStore
@@ -147,12 +149,26 @@ def judge_window(
             labelled=ready.labelled,
             metrics=binary_metrics(ready.truths, ready.values, spec.evaluation.threshold),
             latency=window.latency(),
-            drift=_drift(request, spec, scores, window, ready, reference) if enough else (),
             state="judged" if enough else "not_enough_rows",
             pending_labels=ready.pending,
             orphan_labels=ready.orphans,
             blocks=tuple(block for block in blocks if block.rows >= BLOCK_ROWS),
         )
+        known = scores.monitors(request.end)
+        monitors = Monitors.from_bytes(known, spec) if known is not None else None
+        rows = window.live_rows(reference.columns, spec, scores) if enough else None
+        if rows is not None and (monitors is None or monitors.champion != request.champion):
+            monitors = Monitors.begin(spec, request.champion, rows, reference.landed, monitors)
+        if monitors is not None:
+            fresh = _newly_whole(before, mark, spec.monitoring.block)
+            if len(fresh):
+                recent = scores.recent(mark, spec.monitoring.block, BLOCKS)
+                monitors.truth = monitors.truth.learned(recent, fresh, spec)
+            report = replace(report, performance=monitors.truth.performance)
+            if rows is not None:
+                drift = monitors.update(rows, _matured(ready), spec)
+                report = replace(report, drift=drift, estimate=monitors.truth.estimate(rows.values, spec))
+            scores.keep_monitors(request.end, monitors.to_bytes())
         scores.commit()  # last: what a window that failed has seen is left to the next one
     return report
 
@@ -173,25 +189,15 @@ def forget(folder: Path, end: float, horizon: float) -> None:
     forget_log(folder, before, end)
 
 
-def _drift(
-    request: WindowRequest,
-    spec: PipelineSpec,
-    scores: Scores,
-    window: _Window,
-    ready: Ready,
-    reference: Reference,
-) -> tuple[DriftReport, ...]:
-    """Judge the window by the champion's monitors, which begin anew with each champion."""
-    if not spec.monitoring.drift.enabled:
-        return ()
-    state = scores.monitors(request.end)
-    monitors = Monitors.from_bytes(state, spec) if state is not None else None
-    rows = window.live_rows(reference.columns, spec, scores)
-    if monitors is None or monitors.champion != request.champion:
-        monitors = Monitors.begin(spec, request.champion, rows, reference.landed, monitors)
-    reports = monitors.update(rows, _matured(ready), spec)
-    scores.keep_monitors(request.end, monitors.to_bytes())
-    return reports
+def _newly_whole(before: Mark, mark: Mark, length: float) -> Floats:
+    """Starts of the blocks that became mature between two marks; of very many, the newest."""
+    ends = [
+        (whole(before.event_limit, length), whole(mark.event_limit, length)),
+        (whole(before.clock_limit, length), whole(mark.clock_limit, length)),
+    ]
+    starts = [np.arange(max(first, last - BLOCKS * length), last, length) for first, last in ends]
+    found: Floats = np.unique(np.concatenate(starts))
+    return found
 
 
 def _matured(ready: Ready) -> Rows:

@@ -72,16 +72,6 @@ def _one_of_each(detectors: tuple[ChosenDetector, ...]) -> tuple[ChosenDetector,
 class Drift(Spec):
     """Drift of inputs, answers and losses: evidence that accumulates, calibrated on the stream itself."""
 
-    detector: Literal["tabular", "none"] = "tabular"
-    p_value: float = Field(0.001, gt=0, lt=0.5)
-    """Level after Bonferroni over the features."""
-
-    minimum_effect: float = Field(0.1, ge=0, le=1)
-    """Least Kolmogorov-Smirnov distance (numbers) or total variation (categories) worth a warning."""
-
-    sample: int = Field(2000, ge=100)
-    """Rows at most on either side."""
-
     one_false_alarm_in: Budget = Checks(checks=1000)
     """At most one false alarm in so many checks (a number), or in such a span (`60d`)."""
 

@@ -90,7 +90,7 @@ class Loop:
                     "disagreement": 0.9,
                 },
                 "serving": {"replicas": 2, "flush": FLUSH},
-                "monitoring": {"drift": {"enabled": False}},
+                
             }
         )  # fmt: skip
         code = store_code(self.root, folder / "code")
