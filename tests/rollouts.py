@@ -22,10 +22,9 @@ from ctrain.rollout.evidence import (
     Counts,
     e_value,
     log_above,
-    log_excess_wealth,
     log_harm,
-    log_mean_exp,
-    log_safe_ratio,
+    log_safe_excess,
+    log_safe_slow,
     slow_harm,
     total_harm,
 )
@@ -154,9 +153,14 @@ def judge(tally: Tally, splits: tuple[float, ...], spec: Canary) -> Judged:
         "agreement": e_value(log_above(tally.flipped, pairs, spec.disagreement)),
         "shift": e_value(log_above(tally.distance, pairs, spec.shift)),
     }
+    others = [counts(tally.requests - values) for values in tally.slow]
+    spared = [
+        log_safe_slow(found, rest, one, spec.slow_margin)
+        for one, found, rest in zip(SLOW, slow, others, strict=True)
+    ]
     safe = {
-        "errors": e_value(log_mean_exp(log_excess_wealth(failed, answered, spec.error_margin))),
-        "latency": np.min([e_value(log_safe_ratio(found, spec.slow_margin)) for found in slow], axis=0),
+        "errors": e_value(log_safe_excess(failed, answered, spec.error_margin)),
+        "latency": np.min([e_value(value) for value in spared], axis=0),
     }
     return Judged(harms, safe)
 

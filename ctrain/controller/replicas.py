@@ -46,7 +46,7 @@ def _roll_out(
             yield alert("rollout", f"{state.label(rollout.version)} withdrawn: {reason}")
             return
     ready = live and rollout.since > 0.0
-    slow_s = _slow_thresholds(observed)
+    slow_s = slow_thresholds(observed)
     if rollout.phase == "loading":
         if ready and not state.paused:
             yield from _step(rollout, "shadow" if plan.shadow > 0 else "canary", 0, slow_s)
@@ -156,7 +156,7 @@ def _overwritten(state: State, observed: Observed) -> Iterable[Entry]:
         yield alert("serving", text)
 
 
-def _slow_thresholds(observed: Observed) -> tuple[float, ...]:
+def slow_thresholds(observed: Observed) -> tuple[float, ...]:
     """Champion's p50, p90 and p99 of the last minute, each the median over replicas; none if unknown."""
     found = []
     for quantile in ("p50", "p90", "p99"):

@@ -52,9 +52,11 @@ class Table:
 
     def first_answers(self) -> tuple[Counts, Counts]:
         """Draws whose first answer was an error, and the others."""
-        answered = self._counts(_ANSWERED)
-        failed = self.sums[:, _REQUESTS] - self.sums[:, _ANSWERED]
-        return Counts(self.splits, failed[0], failed[1]), answered
+        return self._without(_ANSWERED), self._counts(_ANSWERED)
+
+    def not_slow(self, threshold: int) -> Counts:
+        """Draws whose first answer was faster than this threshold."""
+        return self._without(_SLOW + threshold)
 
     def at(self, splits: frozenset[float]) -> int:
         """Draws of both arms at some of the splits."""
@@ -63,6 +65,10 @@ class Table:
 
     def _counts(self, field: int) -> Counts:
         return Counts(self.splits, self.sums[0, field], self.sums[1, field])
+
+    def _without(self, field: int) -> Counts:
+        rest = self.sums[:, _REQUESTS] - self.sums[:, field]
+        return Counts(self.splits, rest[0], rest[1])
 
 
 class Draws:

@@ -10,8 +10,8 @@ under the null is at most alpha (Ville's inequality).
 
 * Split test (`log_ratio_wealth`): given that an event happened, which arm did it fall in? Under a rate ratio
   of `null` that is a coin whose chance follows from the split, whatever storms hit both arms.
-* Excess test (`log_excess_wealth`): each request is worth 1/w if the challenger failed on it, -1/(1-w) if
-  the champion did, else 0: the coin makes its mean the excess of the challenger's error rate over the
+* Excess test (`log_excess_wealth`): each request is worth 1/w if an event fell to the challenger, -1/(1-w) if
+  it fell to the champion, else 0: the coin makes its mean the excess of the challenger's rate over the
   champion's in the same minutes. Bets on "below the margin" win where it is. A level that changes over time
   does no harm: the null is that the mean excess over the requests seen reaches the margin.
 * Bets on a bounded mean (`log_above`), for shares and distances of mirrored requests.
@@ -140,26 +140,53 @@ def log_safe_ratio(events: Counts, margin: float) -> Floats:
     return log_mean_exp(log_ratio_wealth(events, safe_ratios(margin), margin))
 
 
-def log_excess_wealth(failed: Counts, answered: Counts, margin: float) -> Floats:
-    """Evidence that the challenger's error rate exceeds the champion's by less than `margin`, a stake each.
+def log_excess_wealth(events: Counts, others: Counts, margin: float) -> Floats:
+    """Evidence that the challenger's rate exceeds the champion's by less than `margin`, a stake each.
 
     Args:
-        failed: Requests (for keys, first requests) that each arm failed on.
-        answered: The others.
+        events: Requests (for keys, first requests) of each arm with the event.
+        others: Those without.
         margin: Excess that must be ruled out, in (0, 1).
     """
-    challenger, champion, fine = excess_bets(failed.splits, margin)
+    challenger, champion, fine = excess_bets(events.splits, margin)
     wealth: Floats = (
-        failed.challenger @ challenger
-        + failed.champion @ champion
-        + (answered.challenger + answered.champion) @ fine
+        events.challenger @ challenger
+        + events.champion @ champion
+        + (others.challenger + others.champion) @ fine
     )
     return wealth
 
 
+def log_safe_excess(events: Counts, others: Counts, margin: float) -> Floats:
+    """Log e-value against "the challenger's rate exceeds the champion's by `margin` or more"."""
+    return log_mean_exp(log_excess_wealth(events, others, margin))
+
+
+def slow_excess(threshold: SlowThreshold, margin: float) -> float:
+    """Excess of slow answers that a ratio of `margin` makes where the champion's share is the usual one."""
+    return min((margin - 1) * threshold.share, 0.99)
+
+
+def log_safe_slow(slow: Counts, others: Counts, threshold: SlowThreshold, margin: float) -> Floats:
+    """Log e-value against "`margin` times as many slow answers as the champion, and as many more a request".
+
+    Both parts are the same harm where the champion is as slow as in the minute that the threshold is from.
+    Where it is slower, more answers a request are no harm by themselves; where it is faster, events are so
+    rare that a ratio could not be judged. Evidence against either part is evidence against the harm.
+
+    Args:
+        slow: Slow requests of both arms.
+        others: Their other requests.
+        threshold: By which they are slow.
+        margin: Ratio, above 1.
+    """
+    excess = log_safe_excess(slow, others, slow_excess(threshold, margin))
+    return log_mean_exp(np.stack([log_safe_ratio(slow, margin), excess], axis=-1))
+
+
 @functools.lru_cache(maxsize=256)
 def excess_bets(splits: tuple[float, ...], margin: float) -> tuple[Floats, Floats, Floats]:
-    """What a failure of the challenger, one of the champion, and an answer add to each component: [S, J]."""
+    """What an event of the challenger, one of the champion, and a request without add to each: [S, J]."""
     w = np.array(splits, float).reshape(-1, 1)
     stake = np.array(STAKES)
     return (

@@ -1,7 +1,7 @@
 """The metrics of a rollout, each with its evidence of harm, its evidence for promotion, and its words.
 
-Evidence for promotion is against harm beyond the margin at every part of a metric: latency passes when a
-ratio of `slow_margin` is ruled out at p50, p90 and p99 each. Errors are compared with the champion's in the
+Evidence for promotion is against harm beyond the margin at every part of a metric: latency passes when
+`slow_margin` is ruled out at p50, p90 and p99 each. Errors are compared with the champion's in the
 same minutes, since an absolute rate would let a quiet hour promote and would never promote beside a champion
 that fails as often. No evidence speaks of hours that were not seen.
 """
@@ -19,10 +19,9 @@ from ctrain.rollout.evidence import (
     WEIGHTS,
     e_value,
     log_above,
-    log_excess_wealth,
     log_harm,
-    log_mean_exp,
-    log_safe_ratio,
+    log_safe_excess,
+    log_safe_slow,
     slow_harm,
 )
 from ctrain.rollout.needed import (
@@ -54,7 +53,7 @@ def errors(look: Look, draws: Draws) -> MetricAnalysis:
     """Exceptions, time-outs and answers that are not finite, by the split test."""
     margin = look.spec.error_margin
     harm = draws.e_value(lambda table: log_harm(table.errors()))
-    safe = draws.e_value(lambda table: log_mean_exp(log_excess_wealth(*table.first_answers(), margin)))
+    safe = draws.e_value(lambda table: log_safe_excess(*table.first_answers(), margin))
     target = math.log(look.enough)
     lacking = draws.lacking(lambda table: draws_without_excess(table, look.split, margin, target))
     told = _of_arm(look, draws, safe >= look.enough, lacking)
@@ -79,7 +78,9 @@ def _slow(look: Look, draws: Draws, number: int) -> tuple[float, float, float]:
     """Harm, safety, and draws that the latter still needs, at one threshold."""
     margin, target, ratios = look.spec.slow_margin, math.log(look.enough), SLOW[number].ratios
     harm = draws.e_value(lambda table: log_harm(table.slow(number), ratios))
-    safe = draws.e_value(lambda table: log_safe_ratio(table.slow(number), margin))
+    safe = draws.e_value(
+        lambda table: log_safe_slow(table.slow(number), table.not_slow(number), SLOW[number], margin)
+    )
     if safe >= look.enough:
         return harm, safe, 0.0
     lacking = draws.lacking(lambda table: draws_without_slowness(table, number, look.split, margin, target))

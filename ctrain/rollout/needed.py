@@ -17,12 +17,14 @@ from ctrain.records import EvidenceState, Pace
 from ctrain.rollout.draws import Table, share_of
 from ctrain.rollout.evidence import (
     SLOW,
+    Counts,
     Floats,
     excess_bets,
     log_excess_wealth,
     log_ratio_wealth,
     ratio_bets,
     safe_ratios,
+    slow_excess,
 )
 
 Unit = Literal["requests", "mirrored", "blocks"]
@@ -48,19 +50,29 @@ def draws_without_excess(table: Table, split: float, margin: float, target: floa
         target: Logarithm of the e-value that is enough.
     """
     failed, answered = table.first_answers()
-    rate = share_of(failed, table.requests)
-    challenger, champion, fine = (bets[0] for bets in excess_bets((split,), margin))
-    growth = rate * (split * challenger + (1 - split) * champion) + (1 - rate) * fine
-    return _until(log_excess_wealth(failed, answered, margin), growth, target)
+    return _without_excess(failed, answered, share_of(failed, table.requests), split, margin, target)
 
 
 def draws_without_slowness(table: Table, threshold: int, split: float, margin: float, target: float) -> float:
-    """Draws of both arms until `margin` times the champion's slow answers are ruled out; as above."""
+    """Draws of both arms until `margin` is ruled out at a threshold of slowness; as above."""
     slow, ratios = table.slow(threshold), safe_ratios(margin)
-    share = share_of(slow, table.requests) or SLOW[threshold].share
+    share = share_of(slow, table.requests) if table.requests else SLOW[threshold].share
     challenger, champion = (bets[0] for bets in ratio_bets((split,), ratios, margin))
     growth = share * (split * challenger + (1 - split) * champion)
-    return _until(log_ratio_wealth(slow, ratios, margin), growth, target)
+    either = target + math.log(2)  # the mean of two e-values
+    excess = slow_excess(SLOW[threshold], margin)
+    return min(
+        _until(log_ratio_wealth(slow, ratios, margin), growth, either),
+        _without_excess(slow, table.not_slow(threshold), share, split, excess, either),
+    )
+
+
+def _without_excess(
+    events: Counts, others: Counts, rate: float, split: float, margin: float, target: float
+) -> float:
+    challenger, champion, fine = (bets[0] for bets in excess_bets((split,), margin))
+    growth = rate * (split * challenger + (1 - split) * champion) + (1 - rate) * fine
+    return _until(log_excess_wealth(events, others, margin), growth, target)
 
 
 def _until(wealth: Floats, growth: Floats, target: float) -> float:

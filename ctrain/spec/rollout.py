@@ -56,7 +56,7 @@ class Canary(Spec):
 
     slow_margin: float = Field(2.0, gt=1)
     """Ratio of slow answers, challenger to champion, that must be ruled out before promotion, at the
-    champion's p50, p90 and p99 each."""
+    champion's p50, p90 and p99 each: at 2 that another 1 % of answers are slower than its p99."""
 
     disagreement: Share = 0.2
     """Share of flipped decisions above which the challenger disagrees grossly. A fresh model is meant to

@@ -24,11 +24,11 @@ def arms(split: float, challenger: Counts, champion: Counts, keyed: bool = False
 
 
 def rolled_back(rng: np.random.Generator, champion: float, challenger: float, split: float) -> bool:
-    """Whether a rollout of 20,000 requests, looked at every 200, fails on errors."""
+    """Whether a rollout of 20,000 requests, looked at every 400, fails on errors."""
     chosen = rng.random(20_000) < split
     failed = rng.random(20_000) < np.where(chosen, challenger, champion)
     sums = [np.cumsum(mask) for mask in (chosen, failed & chosen, ~chosen, failed & ~chosen)]
-    for at in range(199, 20_000, 200):
+    for at in range(399, 20_000, 400):
         sent, bad, others, others_bad = (int(series[at]) for series in sums)
         counts = arms(split, (sent, bad, 0), (others, others_bad, 0))
         if analyse("r", "canary", split, SPEC, [counts], []).verdict == "fail":
@@ -38,7 +38,7 @@ def rolled_back(rng: np.random.Generator, champion: float, challenger: float, sp
 
 def test_an_identical_challenger_is_rarely_rolled_back_however_often_one_looks() -> None:
     rng = np.random.default_rng(0)
-    assert sum(rolled_back(rng, 0.01, 0.01, 0.1) for _ in range(60)) <= 60 * SPEC.alpha + 3
+    assert sum(rolled_back(rng, 0.01, 0.01, 0.1) for _ in range(40)) <= 40 * SPEC.alpha + 3
 
 
 def test_a_challenger_with_fifty_times_the_errors_is_found() -> None:
@@ -84,6 +84,28 @@ def test_promotion_needs_evidence_of_its_own() -> None:
     pairs = [PairCounts("r", 300, 10)]
     many = analyse("r", "canary", 0.25, SPEC, [arms(0.25, (4000, 0, 400), (12000, 0, 1200))], pairs)
     assert many.verdict == "pass"
+
+
+def test_thresholds_of_a_slower_minute_do_not_keep_a_rollout_from_its_end() -> None:
+    names: tuple[Arm, Arm] = ("challenger", "champion")
+    counts = [
+        ArmCounts("r", 0.25, arm, sent, 0, (sent // 50, 0, 0), answered=sent)
+        for arm, sent in zip(names, (2500, 7500), strict=True)
+    ]
+    analysis = analyse("r", "canary", 0.25, SPEC, [counts], [PairCounts("r", 300, 10)])
+    assert analysis.verdict == "pass"
+
+
+def test_a_busier_hour_in_which_all_are_slow_is_judged_by_the_ratio() -> None:
+    names: tuple[Arm, Arm] = ("challenger", "champion")
+    for factor, verdict in ((1.0, "pass"), (2.0, "continue")):
+        counts = [
+            ArmCounts("r", 0.25, arm, sent, 0, (sent, sent // 2, round(sent * share)), answered=sent)
+            for arm, sent, share in zip(names, (2500, 7500), (0.05 * factor, 0.05), strict=True)
+        ]
+        analysis = analyse("r", "canary", 0.25, SPEC, [counts], [PairCounts("r", 300, 10)])
+        latency = next(metric for metric in analysis.metrics if metric.metric == "latency")
+        assert (latency.verdict == "pass") == (verdict == "pass")
 
 
 def test_keyless_counts_of_several_replicas_add_up() -> None:

@@ -21,8 +21,8 @@ def keys_roll_back(seed: int, replicas: int, given: Callable[[list[ArmCounts]], 
         for at in range(1, 1201):
             key = f"client-{rng.randrange(150)}"
             arm = "challenger" if challenger_answers(f"r{seed}", key, split) else "champion"
-            rng.choice(counters).arm("r", split, arm, True, True, key)  # type: ignore[arg-type]
-            if at % 100 == 0:
+            rng.choice(counters).arm("r", split, arm, True, 3, key)  # type: ignore[arg-type]
+            if at % 200 == 0:
                 counts = [given(list(one.arms())) for one in counters]
                 if analyse("r", "canary", split, SPEC, counts, []).verdict == "fail":
                     return True
