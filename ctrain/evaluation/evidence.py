@@ -112,6 +112,8 @@ class BlockTest:
         A block that gave none is no evidence and does not count.
         """
         test = self
+        if not self.scales:
+            return self  # without any scatter nothing can be said
         for column in np.asarray(differences, np.float64).reshape(len(self.scales), -1).T:
             test = test._add_block(column.tolist())
         return test

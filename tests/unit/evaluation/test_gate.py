@@ -208,6 +208,7 @@ def test_gross_harm_is_refused_within_two_blocks() -> None:
     gone = decide(QUALITY, judged("a", 2, harm=0.15, blocks=2), judged("b", 1, blocks=2), record=RECORD)
     assert gone.verdict == "refuse"
     assert gone.reason.startswith("gross_harm auc 0.5")
+    assert gone.pair is None
     outputs = tuple(OutputDifference(f"day-{k}", 200, 0.0, 0.0, -0.9) for k in range(2))
     other = decide(
         QUALITY, judged("a", 2, blocks=2), judged("b", 1, blocks=2), record=RECORD, outputs=outputs
