@@ -406,7 +406,8 @@ class GateDecision:
     champion_score: ModelScore | None
     reason: str
     pair: RecordedPair | None = None
-    """This comparison, for the pipeline's record; None without a champion or with fewer than two blocks."""
+    """This comparison, for the pipeline's record; None without a champion, with fewer than two blocks, or
+    where the candidate is grossly harmed."""
     used: tuple[str, ...] = ()
     """Blocks that this gate looked at."""
 

@@ -147,7 +147,8 @@ def recorded_pair(
 ) -> RecordedPair | None:
     """What a pipeline's record keeps of one comparison; None with fewer than two common blocks.
 
-    Every pair belongs in it, whatever its verdict: a record of accepted pairs alone would be too narrow.
+    A pair belongs in it whatever its verdict, but for gross harm: a record of accepted pairs alone would be
+    too narrow, and one broken model would make every other one look like its brother.
     """
     comparison = compare(candidate, champion, least_rows=least_rows)
     names = sorted({name for one in comparison.harms for name in one})

@@ -33,7 +33,8 @@ def decide_gate(evaluation: Evaluation, evidence: GateEvidence) -> GateDecision:
     sight = _Sight.of(evaluation, evidence)
     judged = Judged(evidence, evaluation.confidence, sight.comparison, sight.why_few)
     results = [judge(rule, judged) for rule in evaluation.gate]
-    results += sight.gross() + sight.refit() + sight.simpler_models() + sight.leaks()
+    gross = sight.gross()
+    results += gross + sight.refit() + sight.simpler_models() + sight.leaks()
     verdicts = [result.verdict for result in results]
     verdict: Verdict = "accept"
     if "refuse" in verdicts:
@@ -43,7 +44,8 @@ def decide_gate(evaluation: Evaluation, evidence: GateEvidence) -> GateDecision:
     telling = [result for result in results if result.verdict == verdict] or results
     champion = evidence.champion
     pair = None
-    if champion is not None:
+    # What is grossly broken is no retrain of the procedure: in the record it would blunt the next gates.
+    if champion is not None and all(result.verdict == "accept" for result in gross):
         pair = recorded_pair(evidence.candidate, champion, evidence.outputs, evaluation.block_rows)
     return GateDecision(
         version=evidence.candidate.version,

@@ -46,8 +46,8 @@ def by_interval(
         reason = f"has no value for both models on two of the judged blocks{why_few}"
         return replace(result, reason=reason, needed=2)
     # Only a record says what retrains differ by: without one, what was asked stands.
-    known = comparison.scales.source == "record"
-    margin = max(asked, comparison.scales.margins().get(result.metric, 0.0) if known else 0.0)
+    known = comparison.scales.margins() if comparison.scales.known else {}
+    margin = max(asked, known.get(result.metric, 0.0))
     floor = margin if better else -margin
     verdict: Verdict = "not_enough_evidence"
     if found.low > floor:
@@ -163,7 +163,7 @@ def _z(comparison: Comparison, names: Sequence[str], margins: Mapping[str, float
 
 
 def _source(scales: Scales) -> str:
-    if scales.source == "record":
+    if scales.known:
         return f"{scales.pairs} recorded pairs"
     stand_in = "replicates" if scales.source == "replicates" else "own blocks"
     return f"{scales.pairs} recorded pairs, so the {stand_in}"

@@ -47,6 +47,11 @@ class Scales:
     source: Source
     """Where sigma is from: the record, the present replicates, or the present pair's own blocks."""
 
+    @property
+    def known(self) -> bool:
+        """Whether the record is long enough to say what retrains truly differ by."""
+        return self.pairs >= ENOUGH_PAIRS
+
     def margins(self, share: float = 0.5) -> dict[str, float]:
         """Harm that is within what retrains of one procedure differ by, by statistic: half of tau."""
         return {name: share * tau for name, tau in self.tau.items()}
@@ -75,9 +80,10 @@ def scales_from(
     """
     names = sorted({name for pair in record for name in pair.mean})
     known = {name: [pair for pair in record if name in pair.variance and pair.blocks > 1] for name in names}
-    sigma = {name: CAUTION * _scatter(known[name], name) for name in names if known[name]}
+    caution = CAUTION if len(record) >= ENOUGH_PAIRS else CAUTION_WITHOUT_RECORD
+    sigma = {name: caution * _scatter(known[name], name) for name in names if known[name]}
     source: Source = "record"
-    if len(record) < ENOUGH_PAIRS:
+    if len(record) < ENOUGH_PAIRS and (replicates or blocks):
         stand_in = _own_scatter(blocks or ()) | _worst(replicates or ())
         source = "replicates" if replicates else "blocks"
         for name, value in stand_in.items():

@@ -46,8 +46,8 @@ def watch(
         alpha: Chance of a rollback where the champion is no worse than the margin, however long the watch.
 
     Returns:
-        `fail` as soon as harm beyond the margin is shown after any block, or the champion's skill is gone
-        over its first blocks; `pass` when harm of the size that spoiled labels do is ruled out.
+        `fail` as soon as harm beyond the margin is shown after any block, or where the champion's skill is
+        gone; `pass` when harm of the size that spoiled labels do is ruled out.
     """
     kept = [one for one in blocks if one.rows >= least_rows and harm(one.judged, one.against)]
     harms = [harm(one.judged, one.against) for one in kept]
