@@ -832,6 +832,60 @@ class WindowReport:
     """What the window's scores foretell of its metrics, until labels come."""
 
 
+DiagnosisVerdict = Literal[
+    "none", "season", "data_quality", "upstream_schema", "serving_skew", "label_delay", "traffic_mix",
+    "covariate_shift", "concept", "concept_local", "label_noise", "needs_recalibration", "bad_version",
+    "unknown",
+]  # fmt: skip
+DiagnosisAction = Literal[
+    "none", "wait", "quarantine", "hold_training", "retrain", "recalibrate", "roll_back", "escalate"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class DiagnosisEvidence:
+    """One statistic of the judged window, beside what it was in the stream's own past."""
+
+    statistic: str
+    """e.g. `missing`, `moved`, `gain` (`monitoring.diagnosis`), or `event`."""
+    subject: str
+    """Feature or segment; empty for the whole window."""
+    value: float
+    usual: float | None = None
+    """Median over the past windows; None for an event."""
+    limit: float | None = None
+    """What it had to pass; None for an event."""
+    windows: int = 0
+    """Past windows that `usual` and `limit` come from."""
+    passed: bool = True
+    text: str = ""
+    """One line for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Why a window differs from those before it: one verdict, and the one action that follows."""
+
+    verdict: DiagnosisVerdict
+    action: DiagnosisAction
+    kind: str = ""
+    """Of data quality: missing, stuck, new_category, range, refused; of noise: symmetric, lost_positive,
+    lost_negative; of a covariate shift: harmful, harmless. Empty elsewhere."""
+    subjects: tuple[str, ...] = ()
+    """Features at fault, or the segment (`carrier=UA`), the worst first."""
+    way: str = ""
+    """How to act: slices of a retraining, what to quarantine."""
+    reason: str = ""
+    """One sentence for people."""
+    would_decide: str = ""
+    """For `unknown`, and for `none` on thin evidence: what would decide it."""
+    evidence: tuple[DiagnosisEvidence, ...] = ()
+    rows: int = 0
+    labelled: int = 0
+    windows: int = 0
+    """Past windows that thresholds come from."""
+
+
 # --- requests to rooms --------------------------------------------------------------------------
 
 

@@ -1,0 +1,180 @@
+"""Statistics of the inputs, feature by feature, of each window against the windows before it. No labels.
+
+The windows are coded once: a number falls into a bin of the pooled past (its own value, where it has few),
+a text into its level, a missing value into a bin of its own. Every statistic is an array over windows
+and features, so that the judged window (the last one) can be compared with what was usual (calibration).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ctrain.monitoring.diagnosis.frames import Floats, Frame, is_missing
+
+BINS = 24
+"""Bins of a feature; one more holds missing values, and one what the past never had."""
+MISSING, OTHER = BINS, BINS + 1
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Windows, oldest first and the judged one last, as bins and as statistics over [window, feature]."""
+
+    names: tuple[str, ...]
+    codes: list[npt.NDArray[np.uint8]]
+    """Bin of each value, shape [rows, features] for each window."""
+    shares: Floats
+    """Share of each bin, shape [windows, features, bins]."""
+    missing: Floats
+    """Share of missing values."""
+    novel: Floats
+    """Share of rows whose value no earlier window had."""
+    beyond: Floats
+    """Share of rows outside the range of all earlier windows; 0 for text."""
+    run: Floats
+    """Longest run of one value, as a share of the rows."""
+    text: npt.NDArray[np.bool_]
+    """Which features are text, shape [features]."""
+    levels: tuple[tuple[str, ...], ...]
+    """What each bin stands for, by feature; empty where a bin holds several values."""
+
+
+def read_inputs(windows: Sequence[Frame]) -> Inputs:
+    """Code the windows and compute their statistics.
+
+    Args:
+        windows: Contiguous windows, oldest first; the last one is judged. A feature counts if the judged
+            window has it; where an earlier one lacks it, it was missing there.
+    """
+    names = tuple(windows[-1].columns)
+    starts = np.concatenate([[0], np.cumsum([window.rows for window in windows])])
+    number = np.repeat(np.arange(len(windows)), np.diff(starts))
+    shape = len(windows), len(names)
+    missing, novel, beyond, run = np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    codes = np.zeros((int(starts[-1]), len(names)), np.uint8)
+    text = np.zeros(len(names), np.bool_)
+    meaning: list[tuple[str, ...]] = []
+    for column, name in enumerate(names):
+        values = _pooled(windows, name)
+        text[column] = values.dtype.kind == "U"
+        absent = is_missing(values)
+        levels, place = np.unique(values[~absent], return_inverse=True)
+        first = np.full(len(levels), len(windows))
+        np.minimum.at(first, place, number[~absent])
+        full = np.full(len(values), -1)
+        full[~absent] = place
+        missing[:, column] = _share(absent, number, starts)
+        fresh = np.zeros(len(values), np.bool_)
+        fresh[~absent] = first[place] == number[~absent]
+        novel[:, column] = _share(fresh, number, starts)
+        if not text[column]:
+            beyond[:, column] = _beyond(values, absent, starts)
+        run[:, column] = [_longest_run(full[a:b]) for a, b in zip(starts, starts[1:], strict=False)]
+        codes[:, column], named = _code(values, absent, levels, full, first, starts)
+        meaning.append(named)
+    split = np.split(codes, starts[1:-1])
+    shares = np.stack([shares_of(part) for part in split])
+    return Inputs(names, split, shares, missing, novel, beyond, run, text, tuple(meaning))
+
+
+def _pooled(windows: Sequence[Frame], name: str) -> npt.NDArray[Any]:
+    """One feature of all windows; of another kind than the judged window's it counts as missing."""
+    kind = windows[-1].columns[name].dtype.kind
+    parts = []
+    for window in windows:
+        values = window.columns.get(name)
+        if values is None or (values.dtype.kind == "U") != (kind == "U"):
+            values = np.full(window.rows, "" if kind == "U" else np.nan)
+        parts.append(values if kind == "U" else values.astype(np.float64))
+    return np.concatenate(parts)
+
+
+def _share(flags: npt.NDArray[np.bool_], number: npt.NDArray[Any], starts: npt.NDArray[Any]) -> Floats:
+    counts = np.bincount(number, weights=flags, minlength=len(starts) - 1)
+    shares: Floats = counts / np.maximum(np.diff(starts), 1)
+    return shares
+
+
+def _beyond(values: npt.NDArray[Any], absent: npt.NDArray[np.bool_], starts: npt.NDArray[Any]) -> Floats:
+    found, low, high = np.zeros(len(starts) - 1), np.inf, -np.inf
+    for index, (a, b) in enumerate(zip(starts, starts[1:], strict=False)):
+        present = values[a:b][~absent[a:b]]
+        if not len(present):
+            continue
+        if low <= high:
+            found[index] = np.mean((present < low) | (present > high)) * len(present) / (b - a)
+        low, high = min(low, present.min()), max(high, present.max())
+    return found
+
+
+def _longest_run(places: npt.NDArray[Any]) -> float:
+    """Longest run of one value (missing values break it) over the number of rows."""
+    if not len(places):
+        return 0.0
+    breaks = np.flatnonzero(np.diff(places) != 0) + 1
+    bounds = np.concatenate([[0], breaks, [len(places)]])
+    lengths = np.diff(bounds)[places[bounds[:-1]] >= 0]
+    return float(lengths.max() / len(places)) if len(lengths) else 0.0
+
+
+def _code(
+    values: npt.NDArray[Any],
+    absent: npt.NDArray[np.bool_],
+    levels: npt.NDArray[Any],
+    place: npt.NDArray[Any],
+    first: npt.NDArray[Any],
+    starts: npt.NDArray[Any],
+) -> tuple[npt.NDArray[np.uint8], tuple[str, ...]]:
+    """Bins by the past alone: what the judged window brings new falls into `OTHER`, or a number's end bin."""
+    past = place[: starts[-2]]
+    known = first < len(starts) - 2
+    named: tuple[str, ...] = ()
+    codes = np.full(len(values), OTHER, np.uint8)
+    if known.sum() <= BINS or values.dtype.kind == "U":
+        counts = np.bincount(past[past >= 0], minlength=len(levels))
+        kept = np.sort(np.argsort(-counts, kind="stable")[:BINS])
+        bins = np.full(len(levels), OTHER, np.uint8)
+        bins[kept] = np.arange(len(kept))
+        bins[~known] = OTHER
+        codes[~absent] = bins[place[~absent]]
+        named = tuple(f"{level:g}" if values.dtype.kind == "f" else str(level) for level in levels[kept])
+    else:
+        edges = np.quantile(levels[past[past >= 0]], np.linspace(0, 1, BINS + 1)[1:-1])
+        codes[~absent] = np.searchsorted(edges, values[~absent], side="right")
+    codes[absent] = MISSING
+    return codes, named
+
+
+def shares_of(codes: npt.NDArray[np.uint8]) -> Floats:
+    """Share of each bin, shape [features, bins]."""
+    features, bins = codes.shape[1], OTHER + 1
+    flat = codes.astype(np.int64) + bins * np.arange(features)
+    counts = np.bincount(flat.ravel(), minlength=features * bins).reshape(features, bins)
+    shares: Floats = counts / max(len(codes), 1)
+    return shares
+
+
+def distances(one: Floats, other: Floats, text: npt.NDArray[np.bool_]) -> Floats:
+    """How far two windows' present values are apart: Kolmogorov-Smirnov (numbers), total variation (text).
+
+    Args:
+        one: Shares of bins, shape [..., features, bins].
+        other: The same, of the same or a broadcast shape.
+        text: Which features are text.
+    """
+    here, there = _present(one), _present(other)
+    total = np.abs(here - there).sum(axis=-1) / 2
+    order = np.abs(np.cumsum(here - there, axis=-1)).max(axis=-1)
+    found: Floats = np.where(text, total, order)
+    return found
+
+
+def _present(shares: Floats) -> Floats:
+    kept = np.delete(shares, MISSING, axis=-1)
+    present: Floats = kept / np.maximum(kept.sum(axis=-1, keepdims=True), 1e-12)
+    return present
