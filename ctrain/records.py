@@ -806,32 +806,6 @@ class EstimateReport:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class WindowReport:
-    """Summary of one window of live traffic."""
-
-    start: float
-    end: float
-    rows: int
-    labelled: int
-    metrics: dict[str, float]
-    """Live metrics of the champion's answers on joined, matured labels."""
-    baseline: dict[str, float] = field(default_factory=dict)
-    latency: dict[str, float] = field(default_factory=dict)
-    drift: tuple[DriftReport, ...] = ()
-    state: Literal["judged", "not_enough_rows"] = "judged"
-    pending_labels: int = 0
-    """Answers that matured in this window without a label."""
-    orphan_labels: int = 0
-    """Labels that came in this window for no answer that is known."""
-    blocks: tuple[ShadowBlock, ...] = ()
-    """Blocks of mirrored requests that became mature in this window."""
-    performance: PerformanceReport | None = None
-    """Of the champions' answers on the newest matured blocks; None before the first."""
-    estimate: EstimateReport | None = None
-    """What the window's scores foretell of its metrics, until labels come."""
-
-
 DiagnosisVerdict = Literal[
     "none", "season", "data_quality", "upstream_schema", "serving_skew", "label_delay", "traffic_mix",
     "covariate_shift", "concept", "concept_local", "label_noise", "needs_recalibration", "bad_version",
@@ -886,6 +860,46 @@ class Diagnosis:
     """Past windows that thresholds come from."""
 
 
+@dataclass(frozen=True, slots=True)
+class WindowReport:
+    """Summary of one window of live traffic."""
+
+    start: float
+    end: float
+    rows: int
+    labelled: int
+    metrics: dict[str, float]
+    """Live metrics of the champion's answers on joined, matured labels."""
+    baseline: dict[str, float] = field(default_factory=dict)
+    latency: dict[str, float] = field(default_factory=dict)
+    drift: tuple[DriftReport, ...] = ()
+    state: Literal["judged", "not_enough_rows"] = "judged"
+    pending_labels: int = 0
+    """Answers that matured in this window without a label."""
+    orphan_labels: int = 0
+    """Labels that came in this window for no answer that is known."""
+    blocks: tuple[ShadowBlock, ...] = ()
+    """Blocks of mirrored requests that became mature in this window."""
+    performance: PerformanceReport | None = None
+    """Of the champions' answers on the newest matured blocks; None before the first."""
+    estimate: EstimateReport | None = None
+    """What the window's scores foretell of its metrics, until labels come."""
+    diagnosis: Diagnosis | None = None
+    """Why the stream moved; None where nobody asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFacts:
+    """What the controller knows of a stream without statistics."""
+
+    promoted_ago: float | None = None
+    """Seconds since the champion took over from another one; None if it is the first."""
+    refused_share: float = 0.0
+    """Share of the newest partition's rows that the contract refused."""
+    usual_refused_share: float = 0.0
+    """The largest such share among the partitions before it."""
+
+
 # --- requests to rooms --------------------------------------------------------------------------
 
 
@@ -937,6 +951,7 @@ class WindowRequest:
     """Newest event time that was landed: labels of events that are mature by then count."""
     code: str = ""
     """User code that the task runs with, as in RunRequest."""
+    facts: KnownFacts = KnownFacts()
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,9 @@ def _all(name: str) -> tuple[Columns, npt.NDArray[np.float64]]:
     columns: Columns = {}
     for column, values in data.features.items():
         text = values.dtype.kind not in "fiu"
-        columns[str(column)] = values.astype(object).fillna("").to_numpy(str) if text else values.to_numpy(float)
+        columns[str(column)] = (
+            values.astype(object).fillna("").to_numpy(str) if text else values.to_numpy(float)
+        )
     return columns, data.label
 
 
@@ -158,7 +160,9 @@ def case(name: str, fault: str, index: int, seed: int) -> Case:
     random = np.random.default_rng([seed, key])
     cut = windows(name)
     columns, labels = _rows(name, cut[index])
-    draft = _Draft(name, index, random, list(_past(name, index)), columns, labels, Events(), _champion(name, index))
+    draft = _Draft(
+        name, index, random, list(_past(name, index)), columns, labels, Events(), _champion(name, index)
+    )
     FAULTS[fault](draft)
     scores = draft.champion.scores(draft.columns) if draft.scores is None else draft.scores
     window = replace(draft.past[0], columns=draft.columns, labels=draft.labels, scores=scores)
@@ -355,7 +359,9 @@ def concept(draft: _Draft) -> None:
 def concept_local(draft: _Draft) -> None:
     """The relation is inverted in one segment of 10 to 50 % of the rows."""
     choices = [
-        (name, level) for name in load(draft.name).segments for level in _levels(draft.columns[name], 0.1, 0.5)
+        (name, level)
+        for name in load(draft.name).segments
+        for level in _levels(draft.columns[name], 0.1, 0.5)
     ]
     name, level = choices[int(draft.random.integers(len(choices)))]
     _mirrored(draft, draft.columns[name] == level)

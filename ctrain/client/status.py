@@ -66,6 +66,9 @@ class DriftStatus(_Part):
     state: str = ""
     lines: tuple[str, ...] = ()
     """One a kind of drift."""
+    diagnosis: str = ""
+    hold: str = ""
+    """Why only a person starts a run; empty if any trigger may."""
 
 
 class AlertStatus(_Part):
@@ -94,6 +97,8 @@ class Status(_Part):
     requests: RequestStatus = RequestStatus()
     data: DataStatus = DataStatus()
     drift: DriftStatus = DriftStatus()
+    quality: tuple[str, ...] = ()
+    """What labels and scores say of the champion, one line each."""
     run: str = ""
     progress: str = ""
     runs: int = 0

@@ -45,6 +45,7 @@ from ctrain.controller.observations import (
     Windowed,
 )
 from ctrain.controller.rooms import Rooms
+from ctrain.controller.quality import known_facts
 from ctrain.controller.state import State, fold
 from ctrain.errors import FencedError, MissingArtifactError, TamperedError
 from ctrain.records import (
@@ -380,6 +381,7 @@ class Controller:
                         end,
                         state.windowing_watermark,
                         state.code,
+                        known_facts(state, end),
                     )
                 )
         # Only now: a start that raised is tried again by the next step.

@@ -17,6 +17,7 @@ from ctrain.controller.journal import Event
 from ctrain.evaluation.compare import with_pair
 from ctrain.records import (
     ArmCounts,
+    Diagnosis,
     IngestedPartition,
     Json,
     LiveDocument,
@@ -37,6 +38,8 @@ from ctrain.spec.rollout import Canary
 
 ALERTS_KEPT = 20
 VERSIONS_KEPT = 50
+HOLDS = ("quarantine", "hold_training")
+"""Actions of a diagnosis after which training would learn from what is broken."""
 BLOCKS_COUNTED = 400
 """Newest blocks whose gates are counted."""
 BLOCKS_KEPT = 60
@@ -218,6 +221,10 @@ class State:
     windowing_watermark: float = 0.0
     """Watermark that it is summarised under."""
     window: WindowReport | None = None
+    hold: str = ""
+    """Why nothing but a person starts a run: what diagnosis found wrong with the data or its labels."""
+    diagnosis: Diagnosis | None = None
+    """The newest one."""
     scheduled: float = 0.0
     """When a schedule last fired."""
     alerts: tuple[tuple[float, str, str], ...] = ()
@@ -563,7 +570,13 @@ def _window_closed(state: State, data: Json, at: float) -> State:
         rollout = replace(rollout, blocks=_joined(rollout.blocks, found))
     if watch is not None:
         watch = replace(watch, blocks=watched_blocks(watch, report.blocks))
-    return replace(state, window=report, rollout=rollout, watch=watch)
+    state = replace(state, window=report, rollout=rollout, watch=watch)
+    if report.diagnosis is not None:
+        hold = report.diagnosis.reason if report.diagnosis.action in HOLDS else ""
+        return replace(state, diagnosis=report.diagnosis, hold=hold)
+    if report.drift and all(one.state != "drift" for one in report.drift):
+        return replace(state, hold="")
+    return state
 
 
 def watched_blocks(watch: WatchFact, blocks: Iterable[ShadowBlock]) -> tuple[PairedBlock, ...]:

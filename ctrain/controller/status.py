@@ -7,7 +7,13 @@ from datetime import UTC, datetime
 
 from ctrain.controller.journal import Event, Journal
 from ctrain.controller.state import State, VersionFact
-from ctrain.monitoring.words import overall_state, report_in_words
+from ctrain.monitoring.words import (
+    diagnosis_in_words,
+    estimate_in_words,
+    overall_state,
+    performance_in_words,
+    report_in_words,
+)
 from ctrain.records import Json, LiveDocument, Observed, to_json
 
 
@@ -68,7 +74,10 @@ def status_of(
         "drift": {
             "state": _drift(state),
             "lines": [report_in_words(item) for item in report.drift] if report else [],
+            "diagnosis": diagnosis_in_words(state.diagnosis) if state.diagnosis is not None else "",
+            "hold": state.hold,
         },
+        "quality": _quality(state),
         "window": to_json(report) if report is not None else None,
         "run": state.run.request.run_id if state.run is not None else "",
         "progress": progress if state.run is not None else "",
@@ -154,6 +163,8 @@ def in_words(event: Event) -> str:
             return f"answers count as slow from {shown} ms inside the model"
         case "overwritten":
             return f"Serve's configuration holds generation {data['found']}, not {data['expected']}"
+        case "watched":
+            return str(data["report"]["text"])
         case "analysed":
             analysis = data["analysis"]
             return f"{analysis['phase']} {analysis['split']:.0%} {analysis['verdict']}: {analysis['reason']}"
@@ -213,6 +224,19 @@ def _rollout(state: State) -> Json | None:
             {"metric": metric, "verdict": verdict, "text": text} for metric, verdict, text in rollout.text
         ],
     }
+
+
+def _quality(state: State) -> list[str]:
+    """What labels and scores say of the champion, one line each."""
+    lines, watch, report = [], state.watch, state.window
+    if watch is not None:
+        head = f"{state.label(watch.against)} stays in shadow of {state.label(watch.version)}"
+        lines.append(f"{head}: {watch.text or 'no block has matured yet'}")
+    if report is not None and report.performance is not None:
+        lines.append(performance_in_words(report.performance))
+    if report is not None and report.estimate is not None:
+        lines.append(estimate_in_words(report.estimate))
+    return lines
 
 
 def _drift(state: State) -> str:

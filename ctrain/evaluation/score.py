@@ -1,4 +1,4 @@
-"""Score versions on judged blocks and gather the gate's evidence. The one part of this room that loads weights.
+"""Score versions on judged blocks and gather the gate's evidence: the part of this room that loads weights.
 
 All models are scored out of sample. The candidate's replicates left the judged blocks out; a champion, or
 the pipeline's first model, is scored on those of them that it has not learned from; each refit on the stretch

@@ -23,7 +23,7 @@ from ctrain.monitoring.calibrate import LAGS, Calibration, calibrate, p_values, 
 from ctrain.monitoring.evidence import accumulate
 from ctrain.monitoring.profile import Entry, Profile, extended, shifts, sizes
 from ctrain.monitoring.summary import Floats, Layout, Summary
-from ctrain.records import DriftCause, DriftReport, DriftState, Json
+from ctrain.records import DriftCause, DriftReport, DriftState
 from ctrain.spec.monitoring import Drift
 
 QUARANTINE = 48

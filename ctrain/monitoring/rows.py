@@ -5,7 +5,7 @@ Watched are the raw columns that requests hold, but for timestamps: time moves b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,18 @@ def watched_columns(version: ModelVersion) -> dict[str, Column]:
     """Raw columns of a version's requests that are compared."""
     columns = columns_from_json(version.columns)
     return {name: column for name, column in columns.items() if column.kind != "timestamp"}
+
+
+def columns_of(rows: list[dict[str, Any]], like: Mapping[str, Column]) -> dict[str, Any]:
+    """Columns of logged rows, in the kinds of the reference: text, or float64 with NaN."""
+    columns: dict[str, Any] = {}
+    for name, column in like.items():
+        found = [row.get(name) for row in rows]
+        if column.kind == "category":
+            columns[name] = np.array(["" if value is None else str(value) for value in found], np.str_)
+        else:
+            columns[name] = np.array([np.nan if value is None else float(value) for value in found], float)
+    return columns
 
 
 class Landed:

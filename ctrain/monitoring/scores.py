@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ctrain.monitoring.samples import SCHEMA as SAMPLES_SCHEMA
 from ctrain.serving.labels import FILE as LABELS_FILE
 
 FILE = "scores.db"
@@ -192,8 +193,14 @@ class Scores:
         self._db = sqlite3.connect(folder / FILE, timeout=60, isolation_level=None)
         self._db.execute("pragma journal_mode=wal")
         self._db.executescript(_SCHEMA)
+        self._db.executescript(SAMPLES_SCHEMA)
         self._db.execute("attach ? as truth", (str(folder / LABELS_FILE),))
         self._db.execute("begin immediate")
+
+    @property
+    def db(self) -> sqlite3.Connection:
+        """The connection, for what is kept beside the answers and committed with them."""
+        return self._db
 
     def close(self) -> None:
         """Close the file."""

@@ -30,12 +30,14 @@ import pyarrow.compute as pc
 from ctrain.evaluation import binary_metrics
 from ctrain.evaluation.evidence import block_statistics
 from ctrain.features import Column
+from ctrain.monitoring.cause import PIECES, live_rows, why_it_moved
 from ctrain.monitoring.monitors import Monitors
-from ctrain.monitoring.rows import Floats, Landed, Rows, watched_columns
+from ctrain.monitoring.rows import Floats, Landed, Rows, columns_of, watched_columns
 from ctrain.monitoring.sample import Sample
+from ctrain.monitoring.samples import BlockSamples, Sampled
 from ctrain.monitoring.scores import Mark, PairedRows, Ready, Scored, Scores, Shadowed, whole
 from ctrain.monitoring.truth import BLOCKS
-from ctrain.records import DriftReport, ModelVersion, ShadowBlock, WindowReport, WindowRequest
+from ctrain.records import Diagnosis, DriftReport, ModelVersion, ShadowBlock, WindowReport, WindowRequest
 from ctrain.registry import read_version
 from ctrain.serving.labels import LabelStore
 from ctrain.serving.prediction_log import forget_log, scan_log
@@ -131,11 +133,14 @@ def judge_window(
     LabelStore(folder).close()  # makes the file where no label ever came
     window = _Window(request, spec)
     with closing(Scores(folder)) as scores:
+        samples = BlockSamples(scores.db, spec.monitoring.block)
         before = scores.before(request.end)
         begin = max(before.end, request.end - spec.label.horizon)
         for batch in scan_log(folder, begin, request.end, _COLUMNS):
             answers, shadows = _told_apart(batch)
-            scores.add(_scored(answers, spec))
+            scored = list(_scored(answers, spec))
+            scores.add(scored)
+            samples.offer(_sampled(scored, answers))
             scores.add_shadows(_shadowed(shadows))
             window.add(answers)
         mark = _mark(request, spec, before)
@@ -168,7 +173,11 @@ def judge_window(
             if rows is not None:
                 drift = monitors.update(rows, _matured(ready), spec)
                 report = replace(report, drift=drift, estimate=monitors.truth.estimate(rows.values, spec))
+                if _asks_why(drift, fresh):
+                    diagnosis = _diagnose(request, spec, scores, samples, ready, reference)
+                    report = replace(report, diagnosis=diagnosis)
             scores.keep_monitors(request.end, monitors.to_bytes())
+        samples.forget(request.end - spec.label.horizon)
         scores.commit()  # last: what a window that failed has seen is left to the next one
     return report
 
@@ -198,6 +207,32 @@ def _newly_whole(before: Mark, mark: Mark, length: float) -> Floats:
     starts = [np.arange(max(first, last - BLOCKS * length), last, length) for first, last in ends]
     found: Floats = np.unique(np.concatenate(starts))
     return found
+
+
+def _asks_why(drift: Iterable[DriftReport], fresh: Floats) -> bool:
+    """Drift that begins is diagnosed at once, and one that goes on when a block of labels has come."""
+    return any(one.alarm or (len(fresh) and one.state == "drift") for one in drift)
+
+
+def _diagnose(
+    request: WindowRequest,
+    spec: PipelineSpec,
+    scores: Scores,
+    samples: BlockSamples,
+    ready: Ready,
+    reference: Reference,
+) -> Diagnosis | None:
+    """Why the newest block of live answers differs; None where none of them carries a time."""
+    span = samples.span()
+    if span is None:
+        return None
+    length = spec.monitoring.block
+    sampled = list(samples.between(span[1] - (PIECES + 1) * length, span[1] + 1.0))
+    labels = scores.labels_of([one.prediction_id for one in sampled], request.end)
+    live = live_rows(sampled, labels, reference.columns)
+    matured = ready.labelled + ready.pending
+    unlabelled = ready.pending / matured if matured else None
+    return why_it_moved(reference.landed(), live, length, request.facts, unlabelled)
 
 
 def _matured(ready: Ready) -> Rows:
@@ -292,6 +327,14 @@ def _scored(answers: pa.RecordBatch, spec: PipelineSpec) -> Iterator[Scored]:
         yield Scored(name, time, event, slot == "champion", value, version, segments)
 
 
+def _sampled(scored: Iterable[Scored], answers: pa.RecordBatch) -> Iterator[Sampled]:
+    """The champion's answers: what a challenger gave says nothing of how the stream is answered."""
+    for one, features in zip(scored, answers.column("features").to_pylist(), strict=True):
+        if one.champion:
+            time = one.time if one.event is None else one.event
+            yield Sampled(one.prediction_id, time, one.value, features)
+
+
 def _shadowed(shadows: pa.RecordBatch) -> Iterator[Shadowed]:
     columns = (shadows.column(name).to_pylist() for name in Shadowed._fields)
     return itertools.starmap(Shadowed, zip(*columns, strict=True))
@@ -326,15 +369,3 @@ def text_of(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def columns_of(rows: list[dict[str, Any]], like: Mapping[str, Column]) -> dict[str, Any]:
-    """Columns of logged rows, in the kinds of the reference: text, or float64 with NaN."""
-    columns: dict[str, Any] = {}
-    for name, column in like.items():
-        found = [row.get(name) for row in rows]
-        if column.kind == "category":
-            columns[name] = np.array(["" if value is None else str(value) for value in found], np.str_)
-        else:
-            columns[name] = np.array([np.nan if value is None else float(value) for value in found], float)
-    return columns

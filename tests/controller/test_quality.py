@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 from test_controller import Bench, window
 
 from ctrain.controller.quality import scales_of_one
 from ctrain.controller.state import State, paired_blocks
-from ctrain.records import RecordedPair, ShadowBlock, from_json, to_json
+from ctrain.records import Diagnosis, DriftReport, RecordedPair, ShadowBlock, from_json, to_json
 
 GOOD = {"auc": 0.72, "capped_log_loss": 0.50, "adjusted_log_loss": 0.49}
 BAD = {"auc": 0.60, "capped_log_loss": 0.58, "adjusted_log_loss": 0.57}
@@ -145,3 +146,96 @@ def test_a_state_with_a_watch_survives_its_json(tmp_path: Path) -> None:
     see(bench, block(0, second, first, GOOD, GOOD))
     state = bench.controller.state
     assert from_json(State, to_json(state)) == state
+
+
+# --- drift and its diagnosis ---
+
+
+def diagnosed(verdict: str, action: str, **changes: object) -> Diagnosis:
+    return Diagnosis(verdict, action, reason=f"{verdict} was found", **changes)
+
+
+def close_window(bench: Bench, diagnosis: Diagnosis | None, state: str = "drift") -> None:
+    closed = bench.kinds().count("window_closed")
+    report = DriftReport("data", state, state == "drift", 2000.0, 1000.0, (), 500, 9, "budget", "it moved")
+    bench.world.monitoring.report = window(drift=(report,), diagnosis=diagnosis)
+    bench.until(lambda: bench.kinds().count("window_closed") > closed, requests=0)
+    bench.world.monitoring.report = None
+
+
+def watching(folder: Path) -> Bench:
+    triggers = [{"type": "new_data", "partitions": 3}, {"type": "drift", "cooldown": 0}]
+    bench = Bench(folder, monitoring={"window": 60}, triggers=triggers)
+    bench.serve_first()
+    return bench
+
+
+def test_drift_that_training_helps_starts_a_run_and_says_why(tmp_path: Path) -> None:
+    bench = watching(tmp_path)
+    close_window(bench, diagnosed("concept", "retrain"))
+    bench.until(lambda: bench.kinds().count("run_started") == 2)
+    wanted = [e.data for e in bench.controller._journal.read() if e.kind == "retrain_wanted"]
+    assert (wanted[-1]["trigger"], wanted[-1]["reason"]) == ("drift", "concept: concept was found; retrain")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "action"),
+    [("season", "wait"), ("unknown", "escalate"), ("none", "none"), ("serving_skew", "escalate")],
+)
+def test_drift_that_training_does_not_help_starts_none(tmp_path: Path, verdict: str, action: str) -> None:
+    bench = watching(tmp_path)
+    close_window(bench, diagnosed(verdict, action))
+    bench.run(30)
+    assert bench.kinds().count("run_started") == 1
+    assert bench.controller.state.alerts[-1][1] == "diagnosis"
+
+
+def test_broken_data_hold_all_runs_but_a_persons_until_the_stream_is_steady(tmp_path: Path) -> None:
+    bench = watching(tmp_path)
+    close_window(bench, diagnosed("data_quality", "quarantine"))
+    bench.world.land(3, 4, 5)
+    bench.run(30)
+    assert bench.kinds().count("run_started") == 1
+    assert bench.controller.state.waiting.startswith("data_quality was found")
+    close_window(bench, None, state="steady")
+    bench.until(lambda: bench.kinds().count("run_started") == 2)
+
+
+def test_a_person_can_train_on_data_that_are_held(tmp_path: Path) -> None:
+    bench = watching(tmp_path)
+    close_window(bench, diagnosed("label_noise", "hold_training"))
+    assert bench.controller.operate("retrain", "k", "ann", "they are fine")["ok"]
+    bench.until(lambda: bench.kinds().count("run_started") == 2)
+
+
+def test_a_bad_version_is_rolled_back_by_its_diagnosis_and_the_first_model_never(tmp_path: Path) -> None:
+    bench = watching(tmp_path)
+    close_window(bench, diagnosed("bad_version", "roll_back"))
+    assert "rolled_back" not in bench.kinds()
+    (tmp_path / "other").mkdir()
+    bench, first, _ = promoted(tmp_path / "other")
+    close_window(bench, diagnosed("bad_version", "roll_back"))
+    assert bench.controller.state.champion == first
+
+
+def test_a_window_is_told_what_is_known_of_promotions_and_refusals(tmp_path: Path) -> None:
+    bench, _, _ = promoted(tmp_path)
+    asked = len(bench.world.monitoring.requests)
+    bench.until(lambda: len(bench.world.monitoring.requests) > asked, requests=0)
+    facts = bench.world.monitoring.requests[-1].facts
+    assert facts.promoted_ago is not None
+    assert facts.promoted_ago < 120
+    assert (facts.refused_share, facts.usual_refused_share) == (0.0, 0.0)
+
+
+def test_the_status_says_quality_drift_and_hold_in_words(tmp_path: Path) -> None:
+    bench, _, _ = promoted(tmp_path)
+    close_window(bench, diagnosed("data_quality", "quarantine", way="quarantine 2013-03-08"))
+    status = bench.controller.status()
+    assert status["quality"] == ["v1 stays in shadow of v2: no block has matured yet"]
+    assert status["drift"] == {
+        "state": "drift",
+        "lines": ["inputs drift: it moved"],
+        "diagnosis": "data quality: data_quality was found; quarantine (quarantine 2013-03-08)",
+        "hold": "data_quality was found",
+    }

@@ -196,7 +196,11 @@ def test_all_faults_are_listed_at_once_each_with_its_path(tmp_path: Path) -> Non
     [
         ({"ownr": "x"}, "ownr", "did you mean 'owner'?"),
         ({"training": {"epoch": 3}}, "training.epoch", "did you mean 'epochs'?"),
-        ({"monitoring": {"drift": {"p_vale": 0.1}}}, "monitoring.drift.p_vale", "did you mean 'p_value'?"),
+        (
+            {"monitoring": {"drift": {"min_efect": 0.1}}},
+            "monitoring.drift.min_efect",
+            "did you mean 'min_effect'?",
+        ),
         ({"model": {"type": "tabular", "hiden": [8]}}, "model.hiden", "did you mean 'hidden'?"),
         (
             {"model": {"type": "module", "factory": "m:f", "hidden": [8]}},

@@ -64,7 +64,9 @@ class Relation:
     """Of the judged window, the most local change first."""
 
 
-def read_relation(windows: Sequence[Frame], inputs: Inputs, random: np.random.Generator, gap: int) -> Relation:
+def read_relation(
+    windows: Sequence[Frame], inputs: Inputs, random: np.random.Generator, gap: int
+) -> Relation:
     """Compare the relation in each window with that of the windows before it.
 
     Args:

@@ -8,7 +8,7 @@ relation, and at last inputs that only moved.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from ctrain.monitoring.diagnosis.calibration import Compared, compare
 from ctrain.monitoring.diagnosis.frames import Events, Frame, sampled
 from ctrain.monitoring.diagnosis.inputs import Inputs, read_inputs
 from ctrain.monitoring.diagnosis.quality import broken_features
-from ctrain.monitoring.diagnosis.relation import BEFORE, MINIMUM_LABELS, Relation, Segment, read_relation
+from ctrain.monitoring.diagnosis.relation import BEFORE, MINIMUM_LABELS, Relation, read_relation
 from ctrain.monitoring.diagnosis.shift import Shift, read_shift
 from ctrain.records import Diagnosis, DiagnosisAction, DiagnosisEvidence, DiagnosisVerdict
 
@@ -113,14 +113,18 @@ def diagnose(
 def _from_events(case: _Case) -> Diagnosis | None:
     events = case.events
     if events.schema_changes:
-        case.evidence += [DiagnosisEvidence("event", "schema", 1.0, text=text) for text in events.schema_changes]
+        case.evidence += [
+            DiagnosisEvidence("event", "schema", 1.0, text=text) for text in events.schema_changes
+        ]
         return case.conclude(
             "upstream_schema", f"The source's schema changed: {events.schema_changes[0]}",
             subjects=events.schema_changes, way="quarantine the window's partitions; ask the source's owner",
         )  # fmt: skip
     refused = events.refused_share - events.usual_refused_share
     if refused > max(REFUSED_EFFECT, events.usual_refused_share / 2):
-        share = f"{events.refused_share:.1%} of the rows were refused, {events.usual_refused_share:.1%} before"
+        share = (
+            f"{events.refused_share:.1%} of the rows were refused, {events.usual_refused_share:.1%} before"
+        )
         case.evidence.append(DiagnosisEvidence("event", "refused", events.refused_share, text=share))
         return case.conclude("data_quality", share, kind="refused", way="quarantine the window's partitions")
     if events.skewed_share > SKEW_EFFECT:
@@ -194,7 +198,9 @@ def _changed(case: _Case, relation: Relation, shift: Shift) -> Diagnosis | None:
     skill = compare("skill", values["skill"], SKILL_MARGIN, LOSS_EFFECT, side=-1)
     excess = compare("excess", values["excess"], EXCESS_MARGIN, LOSS_EFFECT)
     case.evidence += [
-        gain.evidence(f"a new relation would save {gain.value:.3f} beyond recalibration, usually {gain.usual:.3f}"),
+        gain.evidence(
+            f"a new relation would save {gain.value:.3f} beyond recalibration, usually {gain.usual:.3f}"
+        ),
         skill.evidence(f"any model explains {skill.value:.3f} of the labels, usually {skill.usual:.3f}"),
         excess.evidence(f"recalibration would save {excess.value:.3f}, usually {excess.usual:.3f}"),
     ]
@@ -205,7 +211,9 @@ def _changed(case: _Case, relation: Relation, shift: Shift) -> Diagnosis | None:
     flips = compare(kind, values[kind], SKILL_MARGIN, NOISE_EFFECT)
     if not (skill.passed or excess.passed or flips.passed):
         return None
-    case.evidence.append(flips.evidence(f"labels look flipped ({kind}): {flips.value:.1f} against a shift of level"))
+    case.evidence.append(
+        flips.evidence(f"labels look flipped ({kind}): {flips.value:.1f} against a shift of level")
+    )
     if flips.value > NOISE_EFFECT and (flips.passed or excess.passed):
         return case.conclude(
             "label_noise", f"Labels look flipped ({kind}), and no model would repair it", kind=kind,
@@ -213,7 +221,8 @@ def _changed(case: _Case, relation: Relation, shift: Shift) -> Diagnosis | None:
         )  # fmt: skip
     if excess.passed and flips.value < -NOISE_EFFECT:
         return case.conclude(
-            "needs_recalibration", f"The level moved, the order holds: recalibration would save {excess.value:.3f}"
+            "needs_recalibration",
+            f"The level moved, the order holds: recalibration would save {excess.value:.3f}",
         )
     return case.conclude(
         "unknown", "The labels fit less well than they ever did, and neither a new relation nor a level explains it",
@@ -241,7 +250,9 @@ def _moved(case: _Case, shift: Shift, relation: Relation, enough: bool) -> Diagn
     if not shift.moved:
         return None
     for name, moved in shift.moved:
-        case.evidence.append(moved.evidence(f"{name} moved by {moved.value:.2f}, usually {moved.usual:.2f}", name))
+        case.evidence.append(
+            moved.evidence(f"{name} moved by {moved.value:.2f}, usually {moved.usual:.2f}", name)
+        )
     names = tuple(name for name, _ in shift.moved)
     if shift.like:
         back = shift.like[-1]
@@ -265,4 +276,6 @@ def _nothing(case: _Case, relation: Relation, enough: bool) -> Diagnosis:
         need = f"{max(more, 1)} more labels"
     else:
         need = "more past windows with labels"
-    return case.conclude("unknown", "The inputs are as usual; the relation cannot be judged", would_decide=need)
+    return case.conclude(
+        "unknown", "The inputs are as usual; the relation cannot be judged", would_decide=need
+    )
