@@ -692,6 +692,7 @@ def test_a_rollout_without_evidence_ends_at_its_time_out(tmp_path: Path) -> None
     assert bench.controller.state.champion == first
     aborted = next(e for e in bench.controller._journal.read() if e.kind == "aborted")
     assert "not enough evidence within 300 s" in aborted.data["reason"]
+    assert "low traffic, not before the time-out" in aborted.data["reason"]
 
 
 def test_analyses_that_say_the_same_are_journaled_ever_more_rarely(tmp_path: Path) -> None:

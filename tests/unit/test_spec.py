@@ -269,6 +269,8 @@ def test_an_unknown_field_is_refused_with_the_fields_of_its_own_part(
         ({"model": {"type": "tabular", "hidden": ["a"]}}, "model.hidden.0", "'a' is not a whole number", ""),
         ({"rollout": {"steps": [0.1, 1]}}, "rollout.steps.1", "1 is not below 1", ""),
         ({"rollout": {"steps": []}}, "rollout.steps", "is empty", ""),
+        ({"rollout": {"shift": 1.5}}, "rollout.shift", "1.5 is above 1", ""),
+        ({"rollout": {"quality": {"no_harm": 0}}}, "rollout.quality.no_harm", "0 is not above 0", ""),
         (
             {"rollout": {"steps": [0.1, 0.1]}},
             "rollout.steps.1",
