@@ -780,6 +780,8 @@ class EstimateCheck:
     truth: float
     within: bool
     """Whether the truth lies in the estimate's interval."""
+    growth: float = 1.0
+    """How many times wider the interval was made because earlier estimates had missed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -799,9 +801,11 @@ class EstimateReport:
     trust: Literal["untested", "trusted", "doubtful", "refuted"] = "untested"
     """How earlier estimates met the truth that came later."""
     hits: int = 0
-    """Earlier estimates whose interval held the truth, of the metric that missed most."""
+    """Earlier estimates whose interval, not widened, held the truth; of the metric that missed most."""
     scored: int = 0
     """Earlier estimates that met their truth."""
+    growth: dict[str, float] = field(default_factory=dict)
+    """How many times wider each metric's interval was made because earlier estimates missed."""
     blind_to: str = "concept_drift"
     reason: str = ""
 

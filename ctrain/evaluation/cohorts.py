@@ -167,7 +167,7 @@ def _judge_delays(
         state = "young_but_fair"
     rates = float((truth[young] == 1).mean()), float(positive.mean())
     reason = (
-        f"{counts[1]} of {counts[0]} rows are young; labels known at their age: {shares[0]:.1%} of positives, "
+        f"{counts[1]} of {counts[0]} rows are young; known at their age: {shares[0]:.1%} of positives, "
         f"{shares[1]:.1%} of negatives; positive: {rates[0]:.1%} of them, {rates[1]:.1%} of mature rows"
     )
     return Censoring(state, *counts, *rates, *shares, low, high, reason)

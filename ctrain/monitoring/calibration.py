@@ -14,7 +14,7 @@ Floats = npt.NDArray[np.float64]
 Method = Literal["none", "platt", "isotonic"]
 
 FLOOR = 1e-6
-MOST_KNOTS = 200
+MOST_KNOTS = 400
 STEPS = 25
 
 
@@ -105,9 +105,9 @@ def _isotonic(raw: Floats, truth: Floats) -> Curve:
     means = np.add.reduceat(truth[order], starts) / counts
     fitted = isotonic_regression(means, weights=counts)
     level, runs = np.asarray(fitted.x), np.asarray(fitted.blocks)
-    # A step's knot is the mean score of its rows: between knots the curve is a line.
-    places = np.add.reduceat(xs * counts, runs[:-1]) / np.add.reduceat(counts, runs[:-1])
-    heights = level[runs[:-1]]
+    # Each step has a knot at both of its ends; between steps the curve is a line.
+    places = np.column_stack([xs[runs[:-1]], xs[runs[1:] - 1]]).ravel()
+    heights = np.repeat(level[runs[:-1]], 2)
     if len(places) > MOST_KNOTS:
         kept = np.unique(np.linspace(0, len(places) - 1, MOST_KNOTS).astype(int))
         places, heights = places[kept], heights[kept]

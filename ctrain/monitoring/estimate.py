@@ -34,6 +34,13 @@ REMEMBERED = 20
 """Earlier estimates of a metric that trust is judged on."""
 MINIMUM_CHECKS = 5
 
+LASTING = 0.3
+"""Share of a block's miss that the next blocks share: it does not average out over a window. (On real days of
+flights and bookings 0.25 to 0.4.)"""
+
+PRIOR_CHECKS = 5
+"""Checks that the intervals' own width counts for against how earlier estimates missed."""
+
 NOTE = "estimated from scores alone: blind to a moved relation of inputs and label"
 
 Trust = Literal["untested", "trusted", "doubtful", "refuted"]
@@ -63,7 +70,7 @@ def calibrate(
     methods: Sequence[Method] = METHODS,
     minimum_blocks: int = 7,
     minimum_rows: int = 500,
-    most_rows: int = 100_000,
+    most_rows: int = 30_000,
 ) -> Calibration:
     """Learn from matured labels how scores become probabilities, and how far such estimates miss.
 
@@ -83,8 +90,7 @@ def calibrate(
     names, day = np.unique(blocks, return_inverse=True)
     problem = _problem(scores, labels, len(names), minimum_blocks, minimum_rows)
     if problem:
-        reason = problem
-        return Calibration(Curve("none"), len(labels), len(names), 0, {}, "not_enough_labels", reason)
+        return Calibration(Curve("none"), len(labels), len(names), 0, {}, "not_enough_labels", problem)
     order = np.argsort(day, kind="stable")[:: -(-len(day) // most_rows)]
     ends = np.searchsorted(day[order], np.arange(1, len(names)))
     columns = (np.asarray(array, np.float64)[order] for array in (scores, labels))
@@ -112,8 +118,9 @@ def estimate_performance(
         scores: In 0 to 1, shape [B].
         threshold: Probability at and above which the decision is positive.
         calibration: From `calibrate`.
-        blocks: Blocks of time that the window covers: what a block misses by averages out over them.
-        past: Earlier estimates beside their truth, oldest first.
+        blocks: Blocks of time that the window covers: part of what a block misses by averages out over them.
+        past: Earlier estimates beside their truth, of windows like this one, oldest first. Where they
+            missed by more than their intervals said, the intervals grow.
         minimum_rows: Below which nothing is estimated.
         confidence: Two-sided level of the intervals, which are for the metric that the labels will show.
     """
@@ -127,9 +134,14 @@ def estimate_performance(
         return EstimateReport("not_calibrated", len(scores), reason=calibration.reason)
     found = expected_metrics(scores, calibration.curve.probabilities(scores), threshold)
     reach = float(stats.t.ppf((1 + confidence) / 2, max(calibration.tested - 1, 1)))
-    metrics = tuple(
-        _interval(name, *found[name], calibration.spread, blocks, reach, len(scores)) for name in ESTIMATES
-    )
+    share = LASTING + (1 - LASTING) / max(blocks, 1)
+    metrics, growth = [], {}
+    for name in ESTIMATES:
+        value, variance = found[name]
+        growth[name] = _growth([check for check in past if check.metric == name], reach)
+        miss = calibration.spread.get(name)
+        half = None if miss is None else reach * growth[name] * (variance + share * miss**2) ** 0.5
+        metrics.append(_interval(name, value, half, len(scores), blocks))
     trust, hits, scored = trust_in(past, confidence)
     words = {
         "refuted": "; earlier estimates missed too often: do not rely on it",
@@ -138,11 +150,12 @@ def estimate_performance(
     return EstimateReport(
         state="estimated",
         rows=len(scores),
-        metrics=metrics,
+        metrics=tuple(metrics),
         calibration=calibration.curve.kind,
         trust=trust,
         hits=hits,
         scored=scored,
+        growth=growth,
         reason=NOTE + words.get(trust, ""),
     )
 
@@ -155,7 +168,15 @@ def check_estimate(report: EstimateReport, truths: Mapping[str, float]) -> tuple
         truths: Metrics of the same rows, by name; those that the report lacks are left out.
     """
     return tuple(
-        EstimateCheck(each.metric, each.value, each.low, each.high, truth, each.low <= truth <= each.high)
+        EstimateCheck(
+            metric=each.metric,
+            estimate=each.value,
+            low=each.low,
+            high=each.high,
+            truth=truth,
+            within=each.low <= truth <= each.high,
+            growth=report.growth[each.metric],
+        )
         for each in report.metrics
         if (truth := truths.get(each.metric)) is not None
         and each.value is not None
@@ -176,6 +197,9 @@ def true_metrics(scores: npt.NDArray[Any], labels: npt.NDArray[Any], threshold: 
 def trust_in(past: Sequence[EstimateCheck], confidence: float = 0.95) -> tuple[Trust, int, int]:
     """Judge estimates by how earlier ones met the truth.
 
+    Intervals that earlier misses have widened are taken as they would have been: a wide one is honest, but
+    it is no merit.
+
     Returns:
         Trust, and hits and checks of the metric that missed most: `refuted` if so many misses happen to
         honest intervals in under 1 % of cases, `doubtful` under 10 %, `untested` with too few checks.
@@ -185,7 +209,7 @@ def trust_in(past: Sequence[EstimateCheck], confidence: float = 0.95) -> tuple[T
         return "untested", 0, 0
     worst: tuple[float, int, int] = (2.0, 0, 0)
     for name in names:
-        mine = [check.within for check in past if check.metric == name][-REMEMBERED:]
+        mine = [_size(check) <= 1 for check in past if check.metric == name][-REMEMBERED:]
         misses = len(mine) - sum(mine)
         chance = float(stats.binom.sf(misses - 1, len(mine), 1 - confidence))
         worst = min(worst, (chance, sum(mine), len(mine)))
@@ -269,14 +293,24 @@ def _spread(parts: list[tuple[Floats, Floats]], curves: list[Curve], threshold: 
     return {name: max(float(np.mean(found)), 0.0) ** 0.5 for name, found in squares.items() if found}
 
 
-def _interval(
-    name: str, value: float, variance: float, spread: dict[str, float], blocks: int, reach: float, rows: int
-) -> MetricInterval:
-    if name not in spread:
-        return MetricInterval(
-            name, value, rows=rows, blocks=blocks, reason="no earlier block could be compared"
-        )
-    half = reach * (variance + spread[name] ** 2 / max(blocks, 1)) ** 0.5
+def _size(check: EstimateCheck) -> float:
+    """Miss of an estimate in units of its interval as it was before earlier misses widened it."""
+    half = max(check.high - check.estimate, check.estimate - check.low) / check.growth
+    miss = abs(check.truth - check.estimate)
+    return miss / half if half > 0 else float(miss > 0)
+
+
+def _growth(past: Sequence[EstimateCheck], reach: float) -> float:
+    """By how much earlier misses exceeded what their intervals allowed; at least 1."""
+    squares = [(reach * _size(check)) ** 2 for check in past[-REMEMBERED:]]
+    mean = (PRIOR_CHECKS + sum(squares)) / (PRIOR_CHECKS + len(squares))
+    return float(max(mean, 1.0) ** 0.5)
+
+
+def _interval(name: str, value: float, half: float | None, rows: int, blocks: int) -> MetricInterval:
+    if half is None:
+        reason = "no earlier block could be compared"
+        return MetricInterval(name, value, rows=rows, blocks=blocks, reason=reason)
     low, high = value - half, value + half
     floor, ceiling = (0.0, 1.0) if name == "prevalence" else (CATALOGUE[name].low, CATALOGUE[name].high)
     low = low if floor is None else max(low, floor)

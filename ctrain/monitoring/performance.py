@@ -1,4 +1,4 @@
-"""Performance against the truth: metrics of matured answers, with intervals whose unit is the block of time."""
+"""Performance against the truth: metrics of matured answers, with intervals by blocks of time."""
 
 from __future__ import annotations
 
