@@ -21,6 +21,7 @@ from ctrain.errors import PartitionError
 from ctrain.evaluation.blocks import block_statistics, logit
 from ctrain.evaluation.gate import decide_gate
 from ctrain.evaluation.gross import output_difference
+from ctrain.evaluation.leaks import find_leaks
 from ctrain.evaluation.metrics import binary_metrics
 from ctrain.evaluation.segment_keys import segment_key
 from ctrain.evaluation.segments import SegmentSearch, search_segments
@@ -31,6 +32,7 @@ from ctrain.records import (
     EvaluationRequest,
     GateDecision,
     GateEvidence,
+    LeakFinding,
     ModelScore,
     ModelVersion,
     OutputDifference,
@@ -78,7 +80,7 @@ def gather(
         first = judge.score(version, version.judged, blocks_unseen_by(version, candidate.blocks))
     refits = [part for one in candidate.refits for part in judge.score(candidate, [one], one.left_out)]
     threshold = candidate.threshold
-    raw = judge.raw(spec, mine)
+    raw = judge.raw(mine)
     return GateEvidence(
         candidate=model_score(candidate.id, mine, threshold),
         champion=model_score(request.champion, champion, threshold) if champion is not None else None,
@@ -90,7 +92,8 @@ def gather(
         outputs=tuple(_outputs(mine, champion or [])),
         segments=tuple(_segments(spec, raw, mine, champion)),
         groups=_groups(spec, raw, mine, threshold),
-        latency=judge.latency(raw) if _asks_latency(spec) else {},
+        leaks=_leaks(raw, mine),
+        latency=judge.latency() if _asks_latency(spec) else {},
         size=candidate.served.size,
     )
 
@@ -168,17 +171,13 @@ class Judge:
         rate = float(sum(labels.sum() for labels in counts)) / rows if rows else 0.5
         return [Scored(one.block, one.labels, np.full((1, len(one.labels)), rate)) for one in scored]
 
-    def raw(self, spec: PipelineSpec, scored: Sequence[Scored]) -> dict[str, npt.NDArray[Any]]:
-        """Raw columns of all judged rows: what segments are cut by. Timestamps are none."""
+    def raw(self, scored: Sequence[Scored]) -> dict[str, npt.NDArray[Any]]:
+        """Raw columns of all judged rows, but for timestamps."""
         columns = columns_from_json(self._candidate.columns)
-        named = {name for rule in spec.evaluation.gate for name in rule.segments}
-        named |= {group.split("=", 1)[0] for rule in spec.evaluation.gate for group in rule.between}
-        kept = {
-            name: column for name, column in columns.items() if column.kind == "category" or name in named
-        }
+        kept = {name: column for name, column in columns.items() if column.kind != "timestamp"}
         return self._raw([one.block for one in scored], kept)
 
-    def latency(self, raw: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
+    def latency(self) -> dict[str, float]:
         """Seconds for one request inside the served model, as a replica runs it: p50, p99."""
         from ctrain.serving.weights import TorchModel, example_row
 
@@ -297,6 +296,15 @@ def _search(
         margin=margin,
         confidence=spec.evaluation.confidence,
     )
+
+
+def _leaks(raw: Mapping[str, npt.NDArray[Any]], mine: Sequence[Scored]) -> tuple[LeakFinding, ...]:
+    """Columns of the judged rows that know the label; too few rows say nothing."""
+    if not raw:
+        return ()
+    labels = np.concatenate([one.labels for one in mine])
+    blocks = np.repeat(np.arange(len(mine)), [len(one.labels) for one in mine])
+    return find_leaks(raw, labels, blocks).refusals
 
 
 def _groups(

@@ -7,6 +7,7 @@ from test_controller import Bench, window
 
 from ctrain.controller.quality import scales_of_one
 from ctrain.controller.state import State, paired_blocks
+from ctrain.controller.status import status_of
 from ctrain.records import Diagnosis, DriftReport, RecordedPair, ShadowBlock, from_json, to_json
 
 GOOD = {"auc": 0.72, "capped_log_loss": 0.50, "adjusted_log_loss": 0.49}
@@ -231,7 +232,8 @@ def test_a_window_is_told_what_is_known_of_promotions_and_refusals(tmp_path: Pat
 def test_the_status_says_quality_drift_and_hold_in_words(tmp_path: Path) -> None:
     bench, _, _ = promoted(tmp_path)
     close_window(bench, diagnosed("data_quality", "quarantine", way="quarantine 2013-03-08"))
-    status = bench.controller.status()
+    controller = bench.controller
+    status = status_of(controller.state, controller.document, bench.world.serving.observe(), bench.clock.now)
     assert status["quality"] == ["v1 stays in shadow of v2: no block has matured yet"]
     assert status["drift"] == {
         "state": "drift",
