@@ -84,7 +84,7 @@ def gather(
     return GateEvidence(
         candidate=model_score(candidate.id, mine, threshold),
         champion=model_score(request.champion, champion, threshold) if champion is not None else None,
-        static=model_score(request.static, first, threshold) if first is not None else None,
+        static=model_score("the first champion", first, threshold) if first is not None else None,
         baselines=(model_score("the base rate", judge.base_rate(mine), threshold),) if mine else (),
         refit=model_score(candidate.id, refits, threshold) if refits else None,
         record=request.record,

@@ -204,7 +204,7 @@ def test_the_first_champion_is_shown_beside_unless_it_is_one_of_the_two(root: Ro
     candidate, champion, first = version(root, 5.0), version(root, 4.0), version(root, -1.0)
     static = gathered(root, candidate, champion.id, static=first.id).static
     assert static is not None
-    assert (static.version, static.overall["auc"]) == (first.id, 0.0)
+    assert (static.version, static.overall["auc"]) == ("the first champion", 0.0)
     assert gathered(root, candidate, champion.id, static=champion.id).static is None
 
 
