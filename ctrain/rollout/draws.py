@@ -5,8 +5,10 @@ incarnations. A key falls the same way in every replica, so the same slow client
 one witness and not four. Hence the keyed draws of each incarnation give an e-value of their own, and their
 mean counts: a mean of e-values is an e-value, however they depend. (That holds exactly at any one look. At
 the first crossing of many looks it is exact where replicas see the same keys in the same order or
-different ones, and holds with room in simulation where each sees them in an order of its own.) The coins
-of keyless draws are independent of all keys, so the two factors multiply.
+different ones, and holds with room in simulation where each sees them in an order of its own. The same is
+true of errors beside latency: a key's later error is counted when its coin is known from its first answer,
+which is all that latency uses.) The coins of keyless draws are independent of all keys, so the two factors
+multiply.
 
 Source: Vovk and Wang, E-values: calibration, combination and applications (2021).
 """
