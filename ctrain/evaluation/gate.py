@@ -110,7 +110,10 @@ class _Sight:
         ]
 
     def refit(self) -> list[CriterionResult]:
-        """The refit, out of sample, against the replicates' band."""
+        """The refit, out of sample, against the replicates' band: refused where it is shown to be outside.
+
+        The spec's rules have judged the procedure; this looks for faults that the newest blocks brought in.
+        """
         refit, candidate = self.evidence.refit, self.evidence.candidate
         if refit is None:
             return []
@@ -121,9 +124,13 @@ class _Sight:
         count = replicates_of(candidate)
         banded = replace(found, scales=_of_one_model(found.scales, self.against(candidate).scales, count))
         judged = combined(replace(result, metric="quality"), banded, self.evaluation.confidence)
-        judged = replace(judged, metric="refit")
-        lost = lost_skill(refit, candidate, banded)
-        return [replace(judged, verdict="refuse", reason=lost)] if lost else [judged]
+        judged = replace(judged, metric="refit", needed=None)
+        if lost := lost_skill(refit, candidate, banded):
+            return [replace(judged, verdict="refuse", reason=lost)]
+        if judged.verdict != "refuse":
+            inside = f"not shown outside the band over {judged.blocks} blocks"
+            return [replace(judged, verdict="accept", reason=inside)]
+        return [judged]
 
     def simpler_models(self) -> list[CriterionResult]:
         """Trivial models and the pipeline's first one: a candidate that is shown to be worse is refused."""

@@ -35,7 +35,7 @@ from tests.datasets import RealSet, load
 TRAINED, JUDGED, OLDER, WEEK = 60, 40, 60, 7
 """Blocks that a model learns from and is judged on, by how many an older one lags, and a recorded one."""
 
-STRIDES = {"flights": 4, "hotel": 11, "bank": 5, "bike": 11}
+STRIDES = {"flights": 4, "hotel": 11, "bank": 10, "bike": 22}
 """Blocks between two windows."""
 
 BANK_ROWS = 100

@@ -16,7 +16,7 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ctrain.evaluation.compare import recorded_pair
+from ctrain.evaluation.compare import compare, recorded_pair
 from ctrain.evaluation.evidence import (
     HIGHER_IS_BETTER,
     LOOKS,
@@ -32,7 +32,7 @@ from ctrain.spec.evaluation import Evaluation, GateCriterion
 CHOSEN_ON = ("flights", "hotel")
 """Sets on which the method's constants were chosen."""
 
-ONCE, NAIVE = "once, at that block", "t on one loss, no margin"
+ONCE, NAIVE, PAST = "once, at that block", "t on one loss, no margin", "7, 28, record of the past"
 AT = (3, 7, 14, 28, 40)
 Tables = Mapping[str, npt.NDArray[np.float64]]
 
@@ -104,7 +104,13 @@ def judge_set(name: str, names: tuple[str, ...], tables: Mapping[int, Tables], s
             harms = _harms(table, one, two, names)
             for question, signed in (("worse", harms), ("better", -harms)):
                 means[kind, question].append(_beyond(signed, scales, names))
-            for key, found in _answers(harms, scales, names).items():
+            answers = _answers(harms, scales, names)
+            # What a young pipeline has: only pairs that were judged before, and its replicates.
+            sides = (_score(table, side, names, JUDGED) for side in (one, two))
+            past = [pair for other, pair in record.items() if first - other >= JUDGED]
+            young = _answers(harms, compare(*sides, past).scales, names)
+            answers |= {(asked, PAST): young[asked, "7, 28"] for asked in ("worse", "better")}
+            for key, found in answers.items():
                 hits.setdefault((kind, *key), []).append(found)
             for blocks in (2, 14, 28):
                 decision = decide_gate(RULES, _evidence(table, one, two, names, known, blocks))

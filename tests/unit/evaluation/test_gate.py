@@ -224,6 +224,9 @@ def test_a_refit_outside_the_replicates_band_is_refused() -> None:
     found = decide(QUALITY, candidate, champion, record=RECORD, refit=broken)
     assert found.verdict == "refuse"
     assert found.reason.startswith("refit worse")
+    two = judged("a", 5, blocks=2, replicates=1)
+    few = decide(QUALITY, candidate, champion, record=RECORD, refit=two)
+    assert (few.verdict, few.criteria[-1].reason) == ("accept", "not shown outside the band over 2 blocks")
 
 
 def test_a_fault_of_the_newest_blocks_alone_that_takes_the_refits_skill_is_refused() -> None:
