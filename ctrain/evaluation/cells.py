@@ -45,6 +45,7 @@ class CellMetric:
         if self._by_rank:
             self._order = np.argsort(scores)
             ordered = scores[self._order]
+            self._positive = self._truth[self._order]
             self._groups = np.cumsum(np.concatenate([[0], ordered[1:] != ordered[:-1]]))
         else:
             self._values = self.sign * _row_values(metric, self._truth, scores, threshold, costs)
@@ -53,23 +54,27 @@ class CellMetric:
         """The metric in each cell, and how much the cell weighs: its rows, or for AUC its pairs' worth.
 
         Args:
-            cells: Number of each row's cell, shape [B].
+            cells: Number of each row's cell, shape [B]; -1 for a row that is in none.
             count: Number of cells; those without a value have weight 0.
         """
         if self._by_rank:
             return self._auc(cells, count)
-        rows = np.bincount(cells, minlength=count).astype(np.float64)
-        sums = np.bincount(cells, weights=self._values, minlength=count)
+        spare = np.where(cells < 0, count, cells)
+        rows = np.bincount(spare, minlength=count + 1)[:count].astype(np.float64)
+        sums = np.bincount(spare, weights=self._values, minlength=count + 1)[:count]
         return _divide(sums, rows), rows
 
     def _auc(self, cells: Codes, count: int) -> tuple[Floats, Floats]:
         """By ranks within the cells: rows are sorted by score once, and by cell in a stable way."""
+        ordered = cells[self._order]
+        inside = np.flatnonzero(ordered >= 0)
+        if not len(inside):
+            return np.zeros(count), np.zeros(count)
         small = np.uint16 if count <= 65536 else np.int64  # numpy sorts 16 bits by radix
-        in_cells = cells[self._order].astype(small)
-        within = np.argsort(in_cells, kind="stable")
-        cell, group = in_cells[within].astype(np.int64), self._groups[within]
+        within = inside[np.argsort(ordered[inside].astype(small), kind="stable")]
+        cell, group = ordered[within], self._groups[within]
         starts = np.flatnonzero(np.concatenate([[True], (cell[1:] != cell[:-1]) | (group[1:] != group[:-1])]))
-        positive = np.add.reduceat(self._truth[self._order[within]], starts)
+        positive = np.add.reduceat(self._positive[within], starts)
         negative = np.diff(np.append(starts, len(cell))) - positive
         run_cell = cell[starts]
         positives = np.bincount(run_cell, weights=positive, minlength=count)

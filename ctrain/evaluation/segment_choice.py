@@ -60,9 +60,15 @@ class Chosen:
     """Segments of one family that are judged."""
 
     family: Family
-    codes: npt.NDArray[np.int64]
-    rows: npt.NDArray[np.int64]
-    blocks: npt.NDArray[np.int64]
+    codes: Codes
+    rows: Codes
+    blocks: Codes
+
+    def places(self) -> Codes:
+        """Place of each row's segment among the judged ones, -1 if it is none of them; shape [B]."""
+        place = np.full(self.family.size, -1)
+        place[self.codes] = np.arange(len(self.codes))
+        return place[self.family.codes()]
 
 
 def choose(

@@ -76,7 +76,8 @@ def search_segments(
         seed: Of the resampling.
 
     Returns:
-        A search that refuses any segment wrongly in at most (1 - confidence) / 2 of all cases.
+        A search that refuses some segment wrongly in about (1 - confidence) / 2 of all cases; in up to twice
+        as many where a day's differences are strongly skewed.
     """
     limits = limits or SearchLimits()
     merged = {key.name: key.merged for key in keys if key.merged}
@@ -139,22 +140,18 @@ class _Pair:
 
     def cells(self, chosen: Chosen) -> tuple[Floats, Floats]:
         """Weights and weighted differences by segment and block, shape [S, K] each."""
-        count = chosen.family.size
-        cells = chosen.family.codes() * self._blocks + self._day
+        places, count = chosen.places(), len(chosen.codes)
+        cells = np.where(places >= 0, places * self._blocks + self._day, -1)
+        means = [model.means(cells, count * self._blocks) for model in self._models]
         shape = (count, self._blocks)
-        judged, weight = (array.reshape(shape)[chosen.codes] for array in self._means(0, cells, count))
-        if len(self._models) == 1:
-            return weight, weight * (judged - self._whole)
-        against = self._means(1, cells, count)[0].reshape(shape)[chosen.codes]
+        judged, weight = (array.reshape(shape) for array in means[0])
+        against = means[1][0].reshape(shape) if len(means) > 1 else self._whole
         return weight, weight * (judged - against)
 
     def values(self, chosen: Chosen) -> list[Floats]:
         """Each model's metric on all rows of the segments, in the metric's own sign."""
-        codes, count = chosen.family.codes(), chosen.family.size
-        return [model.sign * model.means(codes, count)[0][chosen.codes] for model in self._models]
-
-    def _means(self, model: int, cells: Codes, count: int) -> tuple[Floats, Floats]:
-        return self._models[model].means(cells, count * self._blocks)
+        places, count = chosen.places(), len(chosen.codes)
+        return [model.sign * model.means(places, count)[0] for model in self._models]
 
 
 @dataclass(frozen=True, slots=True)
