@@ -34,7 +34,7 @@ RIDGE = 30.0
 SEGMENT_SHARE, SEGMENT_LEVELS = 0.05, 24
 
 NAMES = (
-    "gain", "skill", "excess", "bias", "champion", "champion_order", "symmetric", "lost_positive", "lost_negative",
+    "gain", "skill", "excess", "bias", "champion", "symmetric", "lost_positive", "lost_negative",
 )  # fmt: skip
 """Statistics of a window; all grow with the fault that they are for, except `skill` and `bias`."""
 
@@ -116,6 +116,13 @@ def _scaled(values: Floats, scale: float | None) -> Floats:
     return values if scale is None else np.arcsinh(values / scale)
 
 
+def scaled_labels(labels: Floats, *scores: Floats, kind: str) -> list[Floats]:
+    """Labels and scores of the rows that have all of them, in the unit in which losses are taken."""
+    known = np.isfinite(labels) & np.isfinite(np.stack(scores)).all(axis=0)
+    scale = _scale([labels[known]], kind)
+    return [_scaled(values[known], scale) for values in (labels, *scores)]
+
+
 def _fit(
     windows: Sequence[Frame],
     inputs: Inputs,
@@ -133,8 +140,9 @@ def _fit(
         rows = np.sort(random.choice(rows, FIT_ROWS, replace=False))
     kind = HistGradientBoostingRegressor if scale is not None else HistGradientBoostingClassifier
     model = kind(
-        max_iter=50, max_leaf_nodes=12, early_stopping=False, categorical_features=inputs.text, random_state=0
-    )
+        max_iter=30, learning_rate=0.15, max_leaf_nodes=12, early_stopping=False,
+        categorical_features=inputs.text, random_state=0,
+    )  # fmt: skip
     return model.fit(codes[rows], _scaled(truth[rows], scale))
 
 
@@ -201,8 +209,6 @@ def _statistics(
 
     answered = np.isfinite(champion)
     paired = (truth - champion)[answered] ** 2 - (truth - was)[answered] ** 2
-    order = _squared_correlation(was[answered], truth[answered])
-    order -= _squared_correlation(champion[answered], truth[answered])
     noise = _noise_binary(truth, was) if kind == "binary" else _noise_number(truth, calibrated)
     return {
         "gain": loss(calibrated) - loss(renewed),
@@ -210,17 +216,8 @@ def _statistics(
         "excess": loss(was) - loss(calibrated),
         "bias": float((truth - was).mean()) / variance**0.5,
         "champion": float(paired.mean()) / variance if answered.any() else 0.0,
-        "champion_order": order,
         **noise,
     }
-
-
-def _squared_correlation(one: Floats, other: Floats) -> float:
-    """Signed, so that an inverted order counts as worse than none."""
-    if len(one) < 2 or one.std() < 1e-9 or other.std() < 1e-9:
-        return 0.0
-    found = float(np.corrcoef(one, other)[0, 1])
-    return found * abs(found)
 
 
 _RATES = np.linspace(0, 0.5, 51)

@@ -8,7 +8,7 @@ relation, and at last inputs that only moved.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from ctrain.monitoring.diagnosis.calibration import Compared, compare
 from ctrain.monitoring.diagnosis.frames import Events, Frame, sampled
 from ctrain.monitoring.diagnosis.inputs import Inputs, read_inputs
 from ctrain.monitoring.diagnosis.quality import broken_features
-from ctrain.monitoring.diagnosis.relation import BEFORE, MINIMUM_LABELS, Relation, Segment, read_relation
+from ctrain.monitoring.diagnosis.relation import BEFORE, MINIMUM_LABELS, Relation, read_relation, scaled_labels
 from ctrain.monitoring.diagnosis.shift import Shift, read_shift
 from ctrain.records import Diagnosis, DiagnosisAction, DiagnosisEvidence, DiagnosisVerdict
 
@@ -28,8 +28,11 @@ CALIBRATION = 6
 """Past windows with a reference of their own below which nothing is called by statistics."""
 REFUSED_EFFECT, UNLABELLED_EFFECT, SKEW_EFFECT = 0.03, 0.1, 0.001
 LOSS_EFFECT = 0.03
-"""Least change of a loss, in shares of the labels' variance."""
-GAIN_MARGIN, EXCESS_MARGIN, SKILL_MARGIN, VERSION_MARGIN = 1.0, 1.8, 1.3, 1.5
+EXCESS_EFFECT = 0.05
+"""Least change of a loss, and least of one by the level alone, in shares of the labels' variance."""
+GAIN_MARGIN, EXCESS_MARGIN, SKILL_MARGIN, NOISE_MARGIN, VERSION_MARGIN = 1.0, 1.8, 1.3, 1.2, 2.0
+VERSION_EFFECT, VERSION_BLOCKS, VERSION_ERRORS = 0.06, 5, 2.5
+"""Least paired loss of a bad version; blocks of the window that must agree; standard errors over them."""
 NOISE_EFFECT = 1.0
 """Log-likelihood a hundred rows, or hundredths of the rows, from which labels look flipped."""
 LOCAL = 0.25
@@ -171,20 +174,35 @@ def _relation_and_shift(
 
 
 def _version(case: _Case, relation: Relation) -> Diagnosis | None:
-    """A champion that became worse with its promotion, on rows where the old relation holds."""
+    """A version that is worse than the one before it, on the same rows; the season is the same for both."""
     if case.events.promoted_windows_ago is None:
         return None
-    for name in ("champion", "champion_order"):
-        series = relation.values[name]
+    worse = _against_previous(case.window)
+    if worse is None:
+        series = relation.values["champion"]
         change = series[2:] - (series[1:-1] + series[:-2]) / 2
-        worse = compare(name, change, VERSION_MARGIN, LOSS_EFFECT)
-        text = f"the promoted version's loss over a model of the former relation rose by {worse.value:+.3f}"
-        case.evidence.append(worse.evidence(text))
-        if worse.passed:
-            return case.conclude(
-                "bad_version", f"The promotion explains it: {text}", way="back to the version before it"
-            )
-    return None
+        worse = compare("version", change, VERSION_MARGIN, VERSION_EFFECT)
+    what = "the version before it" if worse.windows == 0 else "a model of the former relation"
+    text = f"the promoted version's loss is {worse.value:+.3f} above that of {what}"
+    case.evidence.append(worse.evidence(text))
+    if not worse.passed:
+        return None
+    return case.conclude("bad_version", f"The promotion explains it: {text}", way="back to the version before it")
+
+
+def _against_previous(window: Frame) -> Compared | None:
+    """Paired loss of the two versions, over contiguous blocks of the window. Not calibrated by the past, which has
+    no such pairs: the blocks must agree, and the effect is one that retrains of one procedure do not show."""
+    if window.previous is None or window.labels is None:
+        return None
+    truth, scores, previous = scaled_labels(window.labels, window.scores, window.previous, kind=window.kind)
+    if len(truth) < MINIMUM_LABELS or truth.std() < 1e-9:
+        return None
+    paired = ((truth - scores) ** 2 - (truth - previous) ** 2) / truth.var()
+    blocks = np.array([block.mean() for block in np.array_split(paired, VERSION_BLOCKS)])
+    error = float(blocks.std(ddof=1)) / VERSION_BLOCKS**0.5
+    limit = max(VERSION_EFFECT, VERSION_ERRORS * error)
+    return Compared("version", float(paired.mean()), 0.0, limit, 0, float(paired.mean()) > limit)
 
 
 def _changed(case: _Case, relation: Relation, shift: Shift) -> Diagnosis | None:
@@ -192,7 +210,7 @@ def _changed(case: _Case, relation: Relation, shift: Shift) -> Diagnosis | None:
     values = relation.values
     gain = compare("gain", values["gain"], GAIN_MARGIN, LOSS_EFFECT)
     skill = compare("skill", values["skill"], SKILL_MARGIN, LOSS_EFFECT, side=-1)
-    excess = compare("excess", values["excess"], EXCESS_MARGIN, LOSS_EFFECT)
+    excess = compare("excess", values["excess"], EXCESS_MARGIN, EXCESS_EFFECT)
     case.evidence += [
         gain.evidence(f"a new relation would save {gain.value:.3f} beyond recalibration, usually {gain.usual:.3f}"),
         skill.evidence(f"any model explains {skill.value:.3f} of the labels, usually {skill.usual:.3f}"),
@@ -202,9 +220,9 @@ def _changed(case: _Case, relation: Relation, shift: Shift) -> Diagnosis | None:
         return _concept(case, relation, gain)
     noise = {name: float(values[name][-1]) for name in ("symmetric", "lost_positive", "lost_negative")}
     kind = max(noise, key=lambda name: noise[name])
-    flips = compare(kind, values[kind], SKILL_MARGIN, NOISE_EFFECT)
-    if not (skill.passed or excess.passed or flips.passed):
-        return None
+    flips = compare(kind, values[kind], NOISE_MARGIN, NOISE_EFFECT)
+    if not (excess.passed or flips.passed):
+        return None  # a lower skill alone is a harder period, or a shift of the inputs
     case.evidence.append(flips.evidence(f"labels look flipped ({kind}): {flips.value:.1f} against a shift of level"))
     if flips.value > NOISE_EFFECT and (flips.passed or excess.passed):
         return case.conclude(
