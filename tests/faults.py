@@ -12,6 +12,7 @@ import functools
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def windows(name: str) -> tuple[slice, ...]:
     for start in starts:
         if start - found[-1] >= ROWS:
             found.append(int(start))
-    return tuple(slice(a, b) for a, b in zip(found, found[1:], strict=False))
+    return tuple(slice(a, b) for a, b in pairwise(found))
 
 
 def judged(name: str) -> range:
@@ -86,7 +87,9 @@ def _all(name: str) -> tuple[Columns, npt.NDArray[np.float64]]:
     columns: Columns = {}
     for column, values in data.features.items():
         text = values.dtype.kind not in "fiu"
-        columns[str(column)] = values.astype(object).fillna("").to_numpy(str) if text else values.to_numpy(float)
+        columns[str(column)] = (
+            values.astype(object).fillna("").to_numpy(str) if text else values.to_numpy(float)
+        )
     return columns, data.label
 
 
@@ -158,7 +161,9 @@ def case(name: str, fault: str, index: int, seed: int) -> Case:
     random = np.random.default_rng([seed, key])
     cut = windows(name)
     columns, labels = _rows(name, cut[index])
-    draft = _Draft(name, index, random, list(_past(name, index)), columns, labels, Events(), _champion(name, index))
+    draft = _Draft(
+        name, index, random, list(_past(name, index)), columns, labels, Events(), _champion(name, index)
+    )
     FAULTS[fault](draft)
     scores = draft.champion.scores(draft.columns) if draft.scores is None else draft.scores
     kind, previous = draft.past[0].kind, None
@@ -374,7 +379,9 @@ def concept(draft: _Draft) -> None:
 def concept_local(draft: _Draft) -> None:
     """The relation is inverted in one segment of 10 to 50 % of the rows."""
     choices = [
-        (name, level) for name in load(draft.name).segments for level in _levels(draft.columns[name], 0.1, 0.5)
+        (name, level)
+        for name in load(draft.name).segments
+        for level in _levels(draft.columns[name], 0.1, 0.5)
     ]
     name, level = choices[int(draft.random.integers(len(choices)))]
     _mirrored(draft, draft.columns[name] == level)
@@ -440,7 +447,7 @@ def noise_symmetric(draft: _Draft) -> None:
 
 
 def noise_one_class(draft: _Draft) -> None:
-    """30 to 50 % of one class (drawn) is labelled as the other; of counts, of those above the median as one below."""
+    """30 to 50 % of one class (drawn) is labelled as the other; of counts, the upper half as one of the lower."""
     share, labels = draft.random.uniform(0.3, 0.5), draft.labels
     if load(draft.name).kind == "binary":
         one = float(draft.random.integers(2))
@@ -487,7 +494,7 @@ def good_version(draft: _Draft) -> None:
 
 
 def bad_version(draft: _Draft) -> None:
-    """A promotion, of a spoiled model: of shuffled labels, of labels inverted on half of the rows, or overconfident.
+    """A promotion, of a spoiled model: of shuffled labels, of labels half inverted, or overconfident.
 
     Of the three ways in a drawn order, the first that costs at least a tenth of the labels' variance against
     the version before; where the stream explains so little that none does, the scores are inverted.
@@ -523,7 +530,7 @@ def _spoiled(draft: _Draft, way: str, before: npt.NDArray[np.float64]) -> npt.ND
 
 
 def serving_skew(draft: _Draft) -> None:
-    """The online inputs differ from the batch's: a feature is shuffled on the way to the model; the check saw it."""
+    """A feature is shuffled on the way to the model, so that online and batch differ; the check saw it."""
     name = _pick(draft, _usable(draft))
     broken = draft.columns | {name: draft.random.permutation(draft.columns[name])}
     draft.scores = draft.champion.scores(broken)
@@ -543,8 +550,8 @@ def schema(draft: _Draft) -> None:
 FAULTS: dict[str, Callable[[_Draft], None]] = {
     fault.__name__: fault
     for fault in (
-        none, missing, unit, scale, new_category, stuck, covariate, traffic_mix, season, concept, concept_local,
-        concept_drifted, noise_symmetric, noise_one_class, prior, label_delay, good_version, bad_version,
+        none, missing, unit, scale, new_category, stuck, covariate, traffic_mix, season, concept,
+        concept_local, concept_drifted, noise_symmetric, noise_one_class, prior, label_delay, good_version, bad_version,
         serving_skew, schema,
     )
 }  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ def read_inputs(windows: Sequence[Frame]) -> Inputs:
         known = full[: starts[-2]]
         usual = np.bincount(known[known >= 0], minlength=len(levels)) + 0.5
         rarity = -np.log(np.minimum(usual / (starts[-2] + 1), 1 - 1e-6))
-        for index, (a, b) in enumerate(zip(starts, starts[1:], strict=False)):
+        for index, (a, b) in enumerate(pairwise(starts)):
             run[index, column], surprise[index, column] = _longest_run(full[a:b], rarity)
         codes[:, column], named = _code(values, absent, levels, full, first, starts)
         meaning.append(named)
@@ -109,7 +110,7 @@ def _share(flags: npt.NDArray[np.bool_], number: npt.NDArray[Any], starts: npt.N
 
 def _beyond(values: npt.NDArray[Any], absent: npt.NDArray[np.bool_], starts: npt.NDArray[Any]) -> Floats:
     found, low, high = np.zeros(len(starts) - 1), np.inf, -np.inf
-    for index, (a, b) in enumerate(zip(starts, starts[1:], strict=False)):
+    for index, (a, b) in enumerate(pairwise(starts)):
         present = values[a:b][~absent[a:b]]
         if not len(present):
             continue

@@ -18,6 +18,8 @@ MARGIN = 2.5
 """Reach beyond which a share counts: a shift of other features moves shares too, but not so far."""
 MISSING_EFFECT, RUN_EFFECT, NOVEL_EFFECT, BEYOND_EFFECT = 0.03, 0.1, 0.03, 0.05
 """Least rise of a share worth a quarantine, in shares of rows."""
+MOSTLY = 0.5
+"""Usual share from which such values are the rule, and more of them no fault."""
 RUN_SURPRISE = 5.0
 """Least surprise of a run, in runs that independent rows would show."""
 
@@ -50,10 +52,11 @@ def broken_features(inputs: Inputs, first: int) -> tuple[Broken, ...]:
             series = values[first:, column]
             if name in found or series[-1] - np.median(series[:-1]) <= effect:
                 continue
-            # a share near 1 cannot pass a margin: it counts half-way to 1 from the highest there was
-            highest = float(series[:-1].max())
-            compared = compare(sign, np.minimum(series, 1.0), MARGIN, effect)
-            if compared.passed or series[-1] > max((1 + highest) / 2, highest + effect):
+            # where some values are missing anyway, a shift of other features moves that share a little
+            usual, highest = float(np.median(series[:-1])), float(series[:-1].max())
+            compared = compare(sign, series, MARGIN, effect)
+            doubled = series[-1] > min(2 * highest, (1 + highest) / 2)
+            if usual < MOSTLY and doubled and (compared.passed or compared.limit >= 1):
                 kind = sign if sign != "novel" else ("new_category" if inputs.text[column] else "range")
                 found[name] = Broken(name, kind, compared)
         if sign == "missing":

@@ -16,7 +16,13 @@ from ctrain.monitoring.diagnosis.calibration import Compared, compare
 from ctrain.monitoring.diagnosis.frames import Events, Frame, sampled
 from ctrain.monitoring.diagnosis.inputs import Inputs, read_inputs
 from ctrain.monitoring.diagnosis.quality import broken_features
-from ctrain.monitoring.diagnosis.relation import BEFORE, MINIMUM_LABELS, Relation, read_relation, scaled_labels
+from ctrain.monitoring.diagnosis.relation import (
+    BEFORE,
+    MINIMUM_LABELS,
+    Relation,
+    read_relation,
+    scaled_labels,
+)
 from ctrain.monitoring.diagnosis.shift import Shift, read_shift
 from ctrain.records import Diagnosis, DiagnosisAction, DiagnosisEvidence, DiagnosisVerdict
 
@@ -30,7 +36,7 @@ REFUSED_EFFECT, UNLABELLED_EFFECT, SKEW_EFFECT = 0.03, 0.1, 0.001
 LOSS_EFFECT = 0.03
 EXCESS_EFFECT = 0.05
 """Least change of a loss, and least of one by the level alone, in shares of the labels' variance."""
-GAIN_MARGIN, EXCESS_MARGIN, SKILL_MARGIN, NOISE_MARGIN, VERSION_MARGIN = 1.0, 1.8, 1.3, 1.2, 2.0
+GAIN_MARGIN, EXCESS_MARGIN, SKILL_MARGIN, NOISE_MARGIN, VERSION_MARGIN = 1.0, 2.2, 1.3, 1.2, 2.0
 VERSION_EFFECT, VERSION_BLOCKS, VERSION_ERRORS = 0.06, 5, 2.5
 """Least paired loss of a bad version; blocks of the window that must agree; standard errors over them."""
 NOISE_EFFECT = 1.0
@@ -116,14 +122,18 @@ def diagnose(
 def _from_events(case: _Case) -> Diagnosis | None:
     events = case.events
     if events.schema_changes:
-        case.evidence += [DiagnosisEvidence("event", "schema", 1.0, text=text) for text in events.schema_changes]
+        case.evidence += [
+            DiagnosisEvidence("event", "schema", 1.0, text=text) for text in events.schema_changes
+        ]
         return case.conclude(
             "upstream_schema", f"The source's schema changed: {events.schema_changes[0]}",
             subjects=events.schema_changes, way="quarantine the window's partitions; ask the source's owner",
         )  # fmt: skip
     refused = events.refused_share - events.usual_refused_share
     if refused > max(REFUSED_EFFECT, events.usual_refused_share / 2):
-        share = f"{events.refused_share:.1%} of the rows were refused, {events.usual_refused_share:.1%} before"
+        share = (
+            f"{events.refused_share:.1%} of the rows were refused, {events.usual_refused_share:.1%} before"
+        )
         case.evidence.append(DiagnosisEvidence("event", "refused", events.refused_share, text=share))
         return case.conclude("data_quality", share, kind="refused", way="quarantine the window's partitions")
     if events.skewed_share > SKEW_EFFECT:
@@ -138,7 +148,8 @@ def _quality(case: _Case, inputs: Inputs) -> Diagnosis | None:
     if not broken:
         return None
     for one in broken:
-        text = f"{one.feature}: {one.kind}, {one.compared.value:.1%} of the rows, usually {one.compared.usual:.1%}"
+        now, usual = one.compared.value, one.compared.usual
+        text = f"{one.feature}: {one.kind}, {now:.1%} of the rows, usually {usual:.1%}"
         case.evidence.append(one.compared.evidence(text, one.feature))
     names = tuple(one.feature for one in broken)
     return case.conclude(
@@ -187,12 +198,17 @@ def _version(case: _Case, relation: Relation) -> Diagnosis | None:
     case.evidence.append(worse.evidence(text))
     if not worse.passed:
         return None
-    return case.conclude("bad_version", f"The promotion explains it: {text}", way="back to the version before it")
+    return case.conclude(
+        "bad_version", f"The promotion explains it: {text}", way="back to the version before it"
+    )
 
 
 def _against_previous(window: Frame) -> Compared | None:
-    """Paired loss of the two versions, over contiguous blocks of the window. Not calibrated by the past, which has
-    no such pairs: the blocks must agree, and the effect is one that retrains of one procedure do not show."""
+    """Paired loss of the two versions over contiguous blocks of the window.
+
+    The past has no such pairs to calibrate it by: the blocks must agree, and the effect is one that retrains
+    of one procedure do not show.
+    """
     if window.previous is None or window.labels is None:
         return None
     truth, scores, previous = scaled_labels(window.labels, window.scores, window.previous, kind=window.kind)
@@ -212,18 +228,28 @@ def _changed(case: _Case, relation: Relation, shift: Shift) -> Diagnosis | None:
     skill = compare("skill", values["skill"], SKILL_MARGIN, LOSS_EFFECT, side=-1)
     excess = compare("excess", values["excess"], EXCESS_MARGIN, EXCESS_EFFECT)
     case.evidence += [
-        gain.evidence(f"a new relation would save {gain.value:.3f} beyond recalibration, usually {gain.usual:.3f}"),
+        gain.evidence(
+            f"a new relation would save {gain.value:.3f} beyond recalibration, usually {gain.usual:.3f}"
+        ),
         skill.evidence(f"any model explains {skill.value:.3f} of the labels, usually {skill.usual:.3f}"),
         excess.evidence(f"recalibration would save {excess.value:.3f}, usually {excess.usual:.3f}"),
     ]
     if gain.passed and gain.value > LOSS_EFFECT:
         return _concept(case, relation, gain)
+    order = compare("order", values["order"], 1.0, LOSS_EFFECT, side=-1)
+    if order.passed and order.value < -LOSS_EFFECT < LOSS_EFFECT < order.usual:
+        case.evidence.append(order.evidence("what the former relation ranks high is low now"))
+        return case.conclude("concept", "The relation is turned round as a whole", way="newest slices")
     noise = {name: float(values[name][-1]) for name in ("symmetric", "lost_positive", "lost_negative")}
     kind = max(noise, key=lambda name: noise[name])
     flips = compare(kind, values[kind], NOISE_MARGIN, NOISE_EFFECT)
     if not (excess.passed or flips.passed):
         return None  # a lower skill alone is a harder period, or a shift of the inputs
-    case.evidence.append(flips.evidence(f"labels look flipped ({kind}): {flips.value:.1f} against a shift of level"))
+    if shift.moved and kind != "symmetric":
+        return None  # a level that moved with the inputs is theirs first
+    case.evidence.append(
+        flips.evidence(f"labels look flipped ({kind}): {flips.value:.1f} against a shift of level")
+    )
     if flips.value > NOISE_EFFECT and (flips.passed or excess.passed):
         return case.conclude(
             "label_noise", f"Labels look flipped ({kind}), and no model would repair it", kind=kind,
@@ -231,10 +257,11 @@ def _changed(case: _Case, relation: Relation, shift: Shift) -> Diagnosis | None:
         )  # fmt: skip
     if excess.passed and flips.value < -NOISE_EFFECT:
         return case.conclude(
-            "needs_recalibration", f"The level moved, the order holds: recalibration would save {excess.value:.3f}"
+            "needs_recalibration",
+            f"The level moved, the order holds: recalibration would save {excess.value:.3f}",
         )
     return case.conclude(
-        "unknown", "The labels fit less well than they ever did, and neither a new relation nor a level explains it",
+        "unknown", "The labels fit less well than ever, and neither a new relation nor a level explains it",
         would_decide=f"an audit of {AUDIT} labels of this window, or two more windows",
     )  # fmt: skip
 
@@ -259,7 +286,9 @@ def _moved(case: _Case, shift: Shift, relation: Relation, enough: bool) -> Diagn
     if not shift.moved:
         return None
     for name, moved in shift.moved:
-        case.evidence.append(moved.evidence(f"{name} moved by {moved.value:.2f}, usually {moved.usual:.2f}", name))
+        case.evidence.append(
+            moved.evidence(f"{name} moved by {moved.value:.2f}, usually {moved.usual:.2f}", name)
+        )
     names = tuple(name for name, _ in shift.moved)
     if shift.like:
         back = shift.like[-1]
@@ -269,9 +298,11 @@ def _moved(case: _Case, shift: Shift, relation: Relation, enough: bool) -> Diagn
         )  # fmt: skip
     if case.events.traffic_mix:
         return case.conclude("traffic_mix", f"{names[0]} moved, and a change of mix is known", subjects=names)
+    costs = enough and compare("excess", relation.values["excess"], EXCESS_MARGIN, EXCESS_EFFECT).passed
     return case.conclude(
-        "covariate_shift", f"{names[0]} moved further than ever before, and the relation holds", subjects=names,
-        kind="harmless", way="watch the loss",
+        "covariate_shift", f"{names[0]} moved further than ever before, and the relation holds",
+        subjects=names, kind="harmful" if costs else "harmless", action="retrain" if costs else "wait",
+        way="all slices, weighted towards the newest" if costs else "watch the loss",
     )  # fmt: skip
 
 
@@ -283,4 +314,6 @@ def _nothing(case: _Case, relation: Relation, enough: bool) -> Diagnosis:
         need = f"{max(more, 1)} more labels"
     else:
         need = "more past windows with labels"
-    return case.conclude("unknown", "The inputs are as usual; the relation cannot be judged", would_decide=need)
+    return case.conclude(
+        "unknown", "The inputs are as usual; the relation cannot be judged", would_decide=need
+    )
