@@ -12,6 +12,7 @@ import functools
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def windows(name: str) -> tuple[slice, ...]:
     for start in starts:
         if start - found[-1] >= ROWS:
             found.append(int(start))
-    return tuple(slice(a, b) for a, b in zip(found, found[1:], strict=False))
+    return tuple(slice(a, b) for a, b in pairwise(found))
 
 
 def judged(name: str) -> range:
@@ -165,7 +166,10 @@ def case(name: str, fault: str, index: int, seed: int) -> Case:
     )
     FAULTS[fault](draft)
     scores = draft.champion.scores(draft.columns) if draft.scores is None else draft.scores
-    window = replace(draft.past[0], columns=draft.columns, labels=draft.labels, scores=scores)
+    kind, previous = draft.past[0].kind, None
+    if draft.events.promoted_windows_ago is not None:  # the version before stays in shadow
+        previous = _champion(name, index).scores(draft.columns)
+    window = Frame(draft.columns, draft.labels, scores, kind, previous)
     return Case(window, tuple(draft.past), draft.events, draft.note)
 
 
@@ -310,10 +314,26 @@ def _half(draft: _Draft) -> tuple[str, Any]:
 
 def covariate(draft: _Draft) -> None:
     """Rows of one half of a feature are five to twenty times as likely to be drawn, without replacement."""
-    name, upper = _half(draft)
-    keep = 1 / draft.random.uniform(5, 20)
+    name, upper, keep = _visible(draft)
     draft.columns, draft.labels = _rows(draft.name, _tilt(draft, draft.index, name, upper, keep))
     draft.note = f"{name} {upper} {keep:.2f}"
+
+
+def _visible(draft: _Draft) -> tuple[str, Any, float]:
+    """A half whose preference moves its share 1.5 times as far as any two past windows in a row are apart.
+
+    A smaller one is weather: nobody could tell it from what the stream does by itself. Of 30 draws, the first
+    such; else the last.
+    """
+    for _ in range(30):
+        name, upper = _half(draft)
+        keep = 1 / draft.random.uniform(5, 20)
+        shares = [float(_side(frame.columns[name], upper).mean()) for frame in draft.past]
+        rows = _tilt(draft, draft.index, name, upper, keep)
+        now = float(_side(_all(draft.name)[0][name][rows], upper).mean())
+        if abs(now - shares[-1]) > 1.5 * np.abs(np.diff(shares)).max():
+            break
+    return name, upper, keep
 
 
 def traffic_mix(draft: _Draft) -> None:
@@ -324,8 +344,8 @@ def traffic_mix(draft: _Draft) -> None:
 
 def season(draft: _Draft) -> None:
     """The same shift came every 4 to 7 windows before; in half of the cases a good version came with it."""
-    name, upper = _half(draft)
-    keep, period = 1 / draft.random.uniform(5, 20), int(draft.random.integers(4, 8))
+    name, upper, keep = _visible(draft)
+    period = int(draft.random.integers(4, 8))
     for back in range(period, PAST + 1, period):
         rows = _tilt(draft, draft.index - back, name, upper, keep)
         draft.past[PAST - back] = _scored(draft.name, draft.index, rows)
@@ -427,7 +447,7 @@ def noise_symmetric(draft: _Draft) -> None:
 
 
 def noise_one_class(draft: _Draft) -> None:
-    """30 to 50 % of one class (drawn) is labelled as the other; of counts, of those above the median as one below."""
+    """30 to 50 % of one class (drawn) is labelled as the other; of counts, the upper half as one of the lower."""
     share, labels = draft.random.uniform(0.3, 0.5), draft.labels
     if load(draft.name).kind == "binary":
         one = float(draft.random.integers(2))
@@ -474,30 +494,43 @@ def good_version(draft: _Draft) -> None:
 
 
 def bad_version(draft: _Draft) -> None:
-    """A promotion, of a spoiled model: trained on shuffled labels, on inverted ones on half, or overconfident."""
-    way = int(draft.random.integers(3))
+    """A promotion, of a spoiled model: of shuffled labels, of labels half inverted, or overconfident.
+
+    Of the three ways in a drawn order, the first that costs at least a tenth of the labels' variance against
+    the version before; where the stream explains so little that none does, the scores are inverted.
+    """
+    truth = draft.labels
+    before = draft.champion.scores(draft.columns)
+    ways = [("shuffled", "half inverted", "overconfident")[way] for way in draft.random.permutation(3)]
+    for way in (*ways, "inverted"):
+        draft.scores, draft.note = _spoiled(draft, way, before), way
+        harm = np.mean((truth - draft.scores) ** 2) - np.mean((truth - before) ** 2)
+        if harm / truth.var() >= 0.1:
+            break
+    draft.events = replace(draft.events, promoted_windows_ago=0)
+
+
+def _spoiled(draft: _Draft, way: str, before: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    binary = load(draft.name).kind == "binary"
+    if way == "inverted":
+        return 1 - before if binary else np.sort(before)[::-1][np.argsort(np.argsort(before))]
+    if way == "overconfident":
+        if not binary:
+            return before * draft.random.choice([0.4, 2.0])
+        chance = np.clip(before, 1e-6, 1 - 1e-6)
+        logit = np.log(chance / (1 - chance))
+        return 1 / (1 + np.exp(-(3 * logit + draft.random.choice([-2.0, 2.0]))))
     columns, labels = _rows(draft.name, _learnt(draft.name, draft.index))
-    kind = load(draft.name).kind
-    if way == 0:
+    if way == "shuffled":
         labels = draft.random.permutation(labels)
-    if way == 1:
+    else:
         rows = draft.random.random(len(labels)) < 0.5
         labels[rows] = np.sort(labels)[::-1][np.argsort(np.argsort(labels, kind="stable"))][rows]
-    spoiled = Champion(columns, labels, kind)
-    draft.champion = spoiled
-    if way == 2:
-        scores = spoiled.scores(draft.columns)
-        if kind == "binary":
-            logit = np.log(np.clip(scores, 1e-6, 1 - 1e-6) / (1 - np.clip(scores, 1e-6, 1 - 1e-6)))
-            draft.scores = 1 / (1 + np.exp(-(3 * logit + draft.random.choice([-2.0, 2.0]))))
-        else:
-            draft.scores = scores * draft.random.choice([0.4, 2.0])
-    draft.events = replace(draft.events, promoted_windows_ago=0)
-    draft.note = ("shuffled", "half inverted", "overconfident")[way]
+    return Champion(columns, labels, load(draft.name).kind).scores(draft.columns)
 
 
 def serving_skew(draft: _Draft) -> None:
-    """The online inputs differ from the batch's: a feature is shuffled on the way to the model; the check saw it."""
+    """A feature is shuffled on the way to the model, so that online and batch differ; the check saw it."""
     name = _pick(draft, _usable(draft))
     broken = draft.columns | {name: draft.random.permutation(draft.columns[name])}
     draft.scores = draft.champion.scores(broken)
@@ -517,8 +550,8 @@ def schema(draft: _Draft) -> None:
 FAULTS: dict[str, Callable[[_Draft], None]] = {
     fault.__name__: fault
     for fault in (
-        none, missing, unit, scale, new_category, stuck, covariate, traffic_mix, season, concept, concept_local,
-        concept_drifted, noise_symmetric, noise_one_class, prior, label_delay, good_version, bad_version,
+        none, missing, unit, scale, new_category, stuck, covariate, traffic_mix, season, concept,
+        concept_local, concept_drifted, noise_symmetric, noise_one_class, prior, label_delay, good_version, bad_version,
         serving_skew, schema,
     )
 }  # fmt: skip

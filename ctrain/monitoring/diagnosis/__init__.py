@@ -1,4 +1,4 @@
-"""Diagnosis: why does a window differ from those before it, and what follows. Pure: columns in, one verdict out."""
+"""Diagnosis: why a window differs from those before it. Pure: columns in, one verdict with one action out."""
 
 from ctrain.monitoring.diagnosis.frames import Events, Frame, LabelKind
 from ctrain.monitoring.diagnosis.verdict import diagnose

@@ -23,6 +23,8 @@ class Frame:
     scores: Floats
     """What the version that served then answered: probabilities, or predicted values; NaN for no answer."""
     kind: LabelKind = "binary"
+    previous: Floats | None = None
+    """What the version before would have answered, from its shadow after a promotion; None without one."""
 
     @property
     def rows(self) -> int:
@@ -66,7 +68,8 @@ def sampled(frame: Frame, rows: int, random: np.random.Generator) -> Frame:
     kept = np.sort(random.choice(frame.rows, rows, replace=False))
     labels = None if frame.labels is None else frame.labels[kept]
     columns = {name: values[kept] for name, values in frame.columns.items()}
-    return Frame(columns, labels, frame.scores[kept], frame.kind)
+    previous = None if frame.previous is None else frame.previous[kept]
+    return Frame(columns, labels, frame.scores[kept], frame.kind, previous)
 
 
 def is_missing(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

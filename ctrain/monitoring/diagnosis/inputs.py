@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,9 @@ class Inputs:
     """Share of rows outside the range of all earlier windows; 0 for text."""
     run: Floats
     """Longest run of one value, as a share of the rows."""
+    surprise: Floats
+    """Of the run that is the least to be expected: its length times -log(usual share of its value), over the
+    log of the number of rows; about 1 where rows are independent."""
     text: npt.NDArray[np.bool_]
     """Which features are text, shape [features]."""
     levels: tuple[tuple[str, ...], ...]
@@ -55,7 +59,7 @@ def read_inputs(windows: Sequence[Frame]) -> Inputs:
     starts = np.concatenate([[0], np.cumsum([window.rows for window in windows])])
     number = np.repeat(np.arange(len(windows)), np.diff(starts))
     shape = len(windows), len(names)
-    missing, novel, beyond, run = np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    missing, novel, beyond, run, surprise = (np.zeros(shape) for _ in range(5))
     codes = np.zeros((int(starts[-1]), len(names)), np.uint8)
     text = np.zeros(len(names), np.bool_)
     meaning: list[tuple[str, ...]] = []
@@ -74,12 +78,16 @@ def read_inputs(windows: Sequence[Frame]) -> Inputs:
         novel[:, column] = _share(fresh, number, starts)
         if not text[column]:
             beyond[:, column] = _beyond(values, absent, starts)
-        run[:, column] = [_longest_run(full[a:b]) for a, b in zip(starts, starts[1:], strict=False)]
+        known = full[: starts[-2]]
+        usual = np.bincount(known[known >= 0], minlength=len(levels)) + 0.5
+        rarity = -np.log(np.minimum(usual / (starts[-2] + 1), 1 - 1e-6))
+        for index, (a, b) in enumerate(pairwise(starts)):
+            run[index, column], surprise[index, column] = _longest_run(full[a:b], rarity)
         codes[:, column], named = _code(values, absent, levels, full, first, starts)
         meaning.append(named)
     split = np.split(codes, starts[1:-1])
     shares = np.stack([shares_of(part) for part in split])
-    return Inputs(names, split, shares, missing, novel, beyond, run, text, tuple(meaning))
+    return Inputs(names, split, shares, missing, novel, beyond, run, surprise, text, tuple(meaning))
 
 
 def _pooled(windows: Sequence[Frame], name: str) -> npt.NDArray[Any]:
@@ -102,7 +110,7 @@ def _share(flags: npt.NDArray[np.bool_], number: npt.NDArray[Any], starts: npt.N
 
 def _beyond(values: npt.NDArray[Any], absent: npt.NDArray[np.bool_], starts: npt.NDArray[Any]) -> Floats:
     found, low, high = np.zeros(len(starts) - 1), np.inf, -np.inf
-    for index, (a, b) in enumerate(zip(starts, starts[1:], strict=False)):
+    for index, (a, b) in enumerate(pairwise(starts)):
         present = values[a:b][~absent[a:b]]
         if not len(present):
             continue
@@ -112,14 +120,19 @@ def _beyond(values: npt.NDArray[Any], absent: npt.NDArray[np.bool_], starts: npt
     return found
 
 
-def _longest_run(places: npt.NDArray[Any]) -> float:
-    """Longest run of one value (missing values break it) over the number of rows."""
+def _longest_run(places: npt.NDArray[Any], rarity: Floats) -> tuple[float, float]:
+    """The most surprising run of one value (missing ones break it): share of the rows, and its surprise."""
     if not len(places):
-        return 0.0
+        return 0.0, 0.0
     breaks = np.flatnonzero(np.diff(places) != 0) + 1
-    bounds = np.concatenate([[0], breaks, [len(places)]])
-    lengths = np.diff(bounds)[places[bounds[:-1]] >= 0]
-    return float(lengths.max() / len(places)) if len(lengths) else 0.0
+    starts = np.concatenate([[0], breaks])
+    lengths, values = np.diff(np.concatenate([starts, [len(places)]])), places[starts]
+    lengths, values = lengths[values >= 0], values[values >= 0]
+    if not len(lengths):
+        return 0.0, 0.0
+    surprises = lengths * rarity[values]
+    worst = int(np.argmax(surprises))
+    return float(lengths[worst] / len(places)), float(surprises[worst] / np.log(len(places) + 1))
 
 
 def _code(

@@ -6,6 +6,7 @@ seen, numbers that were never seen or lie outside all earlier ones (another unit
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +14,14 @@ import numpy as np
 from ctrain.monitoring.diagnosis.calibration import Compared, compare
 from ctrain.monitoring.diagnosis.inputs import Inputs
 
-MARGIN = 1.5
-"""Reach beyond which a share counts."""
+MARGIN = 2.5
+"""Reach beyond which a share counts: a shift of other features moves shares too, but not so far."""
 MISSING_EFFECT, RUN_EFFECT, NOVEL_EFFECT, BEYOND_EFFECT = 0.03, 0.1, 0.03, 0.05
 """Least rise of a share worth a quarantine, in shares of rows."""
+MOSTLY = 0.5
+"""Usual share from which such values are the rule, and more of them no fault."""
+RUN_SURPRISE = 5.0
+"""Least surprise of a run, in runs that independent rows would show."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,6 @@ def broken_features(inputs: Inputs, first: int) -> tuple[Broken, ...]:
     found: dict[str, Broken] = {}
     signs = (
         ("missing", inputs.missing, MISSING_EFFECT),
-        ("stuck", inputs.run, RUN_EFFECT),
         ("novel", inputs.novel, NOVEL_EFFECT),
         ("range", inputs.beyond, BEYOND_EFFECT),
     )
@@ -48,10 +52,24 @@ def broken_features(inputs: Inputs, first: int) -> tuple[Broken, ...]:
             series = values[first:, column]
             if name in found or series[-1] - np.median(series[:-1]) <= effect:
                 continue
-            # a share near 1 cannot pass a margin: it counts if it was never so high, by the effect
-            margin = MARGIN if series[:-1].max() < 0.5 else 1.0
-            compared = compare(sign, series, margin, effect)
-            if compared.passed and compared.value - series[:-1].max() > effect:
+            # where some values are missing anyway, a shift of other features moves that share a little
+            usual, highest = float(np.median(series[:-1])), float(series[:-1].max())
+            compared = compare(sign, series, MARGIN, effect)
+            doubled = series[-1] > min(2 * highest, (1 + highest) / 2)
+            if usual < MOSTLY and doubled and (compared.passed or compared.limit >= 1):
                 kind = sign if sign != "novel" else ("new_category" if inputs.text[column] else "range")
                 found[name] = Broken(name, kind, compared)
+        if sign == "missing":
+            found |= _stuck(inputs, first, found)
     return tuple(sorted(found.values(), key=lambda b: b.compared.usual - b.compared.value))
+
+
+def _stuck(inputs: Inputs, first: int, known: Container[str]) -> dict[str, Broken]:
+    """Features with a run of one value that is longer and less to be expected than any run before."""
+    found = {}
+    for column, name in enumerate(inputs.names):
+        run = compare("stuck", inputs.run[first:, column], 1.0, RUN_EFFECT)
+        surprise = compare("surprise", inputs.surprise[first:, column], MARGIN, RUN_SURPRISE)
+        if name not in known and run.value > RUN_EFFECT and surprise.passed:
+            found[name] = Broken(name, "stuck", run)
+    return found

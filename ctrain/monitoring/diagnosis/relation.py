@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -34,9 +35,9 @@ RIDGE = 30.0
 SEGMENT_SHARE, SEGMENT_LEVELS = 0.05, 24
 
 NAMES = (
-    "gain", "skill", "excess", "bias", "champion", "champion_order", "symmetric", "lost_positive", "lost_negative",
+    "gain", "skill", "order", "excess", "champion", "symmetric", "lost_positive", "lost_negative",
 )  # fmt: skip
-"""Statistics of a window; all grow with the fault that they are for, except `skill` and `bias`."""
+"""Statistics of a window; they grow with the fault that they are for, but `skill` and `order` fall."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +80,18 @@ def read_relation(
     scale = _scale(labels[:-1], windows[-1].kind)
     groups = _groups(inputs)
     found: list[dict[str, float]] = []
-    judged, segments = False, ()
+    judged = False
+    segments: tuple[Segment, ...] = ()
     for index in range(BEFORE + gap, len(windows)):
         before = range(index - gap - BEFORE, index - gap)
-        fitted = _fit(windows, inputs, labels, before, scale, random)
+        fitted = _fit(inputs, labels, before, scale, random)
         known = np.isfinite(labels[index])
         if fitted is None or known.sum() < MINIMUM_LABELS:
             continue
         codes, truth = inputs.codes[index][known], _scaled(labels[index][known], scale)
         if truth.std() < 1e-9:
             continue
-        was = _predict(fitted, codes)
+        was = fitted.predict(codes)
         champion = _scaled(windows[index].scores[known], scale)
         calibrated, renewed = _corrected(codes, groups, truth, was)
         found.append(_statistics(truth, was, champion, calibrated, renewed, windows[-1].kind))
@@ -118,14 +120,48 @@ def _scaled(values: Floats, scale: float | None) -> Floats:
     return values if scale is None else np.arcsinh(values / scale)
 
 
+def scaled_labels(labels: Floats, *scores: Floats, kind: str) -> list[Floats]:
+    """Labels and scores of the rows that have all of them, in the unit in which losses are taken."""
+    known = np.isfinite(labels) & np.isfinite(np.stack(scores)).all(axis=0)
+    scale = _scale([labels[known]], kind)
+    return [_scaled(values[known], scale) for values in (labels, *scores)]
+
+
+class _Fitted:
+    """A small boosted model on bins; the levels of a text are put in the order of their mean label."""
+
+    def __init__(
+        self, codes: npt.NDArray[np.uint8], truth: Floats, text: npt.NDArray[np.bool_], binary: bool
+    ) -> None:
+        self.ranks = np.tile(np.arange(OTHER + 1), (len(text), 1))
+        for column in np.flatnonzero(text):
+            counts = np.bincount(codes[:, column], minlength=OTHER + 1)
+            sums = np.bincount(codes[:, column], weights=truth, minlength=OTHER + 1)
+            means = (sums + truth.mean()) / (counts + 1)
+            self.ranks[column] = np.argsort(np.argsort(means, kind="stable"), kind="stable")
+        kind = HistGradientBoostingClassifier if binary else HistGradientBoostingRegressor
+        self.model = kind(
+            max_iter=30, learning_rate=0.15, max_leaf_nodes=12, early_stopping=False, random_state=0
+        )
+        self.model.fit(self._ranked(codes), truth)
+
+    def predict(self, codes: npt.NDArray[np.uint8]) -> Floats:
+        """Probabilities, or values."""
+        ranked = self._ranked(codes)
+        if isinstance(self.model, HistGradientBoostingClassifier):
+            found: Floats = self.model.predict_proba(ranked)[:, 1]
+        else:
+            found = self.model.predict(ranked)
+        return found
+
+    def _ranked(self, codes: npt.NDArray[np.uint8]) -> Floats:
+        ranked: Floats = self.ranks[np.arange(codes.shape[1]), codes].astype(np.float64)
+        return ranked
+
+
 def _fit(
-    windows: Sequence[Frame],
-    inputs: Inputs,
-    labels: Sequence[Floats],
-    before: range,
-    scale: float | None,
-    random: np.random.Generator,
-) -> HistGradientBoostingClassifier | HistGradientBoostingRegressor | None:
+    inputs: Inputs, labels: Sequence[Floats], before: range, scale: float | None, random: np.random.Generator
+) -> _Fitted | None:
     codes = np.concatenate([inputs.codes[index] for index in before])
     truth = np.concatenate([labels[index] for index in before])
     rows = np.flatnonzero(np.isfinite(truth))
@@ -133,21 +169,7 @@ def _fit(
         return None
     if len(rows) > FIT_ROWS:
         rows = np.sort(random.choice(rows, FIT_ROWS, replace=False))
-    kind = HistGradientBoostingRegressor if scale is not None else HistGradientBoostingClassifier
-    model = kind(
-        max_iter=50, max_leaf_nodes=12, early_stopping=False, categorical_features=inputs.text, random_state=0
-    )
-    return model.fit(codes[rows], _scaled(truth[rows], scale))
-
-
-def _predict(
-    model: HistGradientBoostingClassifier | HistGradientBoostingRegressor, codes: npt.NDArray[np.uint8]
-) -> Floats:
-    if isinstance(model, HistGradientBoostingClassifier):
-        chances: Floats = model.predict_proba(codes)[:, 1]
-        return chances
-    values: Floats = model.predict(codes)
-    return values
+    return _Fitted(codes[rows], _scaled(truth[rows], scale), inputs.text, scale is None)
 
 
 def _groups(inputs: Inputs) -> npt.NDArray[np.int64]:
@@ -176,7 +198,7 @@ def _corrected(
     line = np.column_stack([np.ones(rows), unit])
     wide = np.hstack([flags, flags * unit[:, None]])
     bounds = np.linspace(0, rows, FOLDS + 1).astype(int)
-    folds = [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    folds = [slice(a, b) for a, b in pairwise(bounds)]
     calibrated = _cross_fitted(line, truth, folds, 1e-6 * rows)
     renewed = calibrated + _cross_fitted(wide, truth - calibrated, folds, RIDGE)
     return calibrated, renewed
@@ -203,26 +225,16 @@ def _statistics(
 
     answered = np.isfinite(champion)
     paired = (truth - champion)[answered] ** 2 - (truth - was)[answered] ** 2
-    order = _squared_correlation(was[answered], truth[answered])
-    order -= _squared_correlation(champion[answered], truth[answered])
+    correlation = float(np.corrcoef(truth, was)[0, 1]) if was.std() > 1e-9 else 0.0
     noise = _noise_binary(truth, was) if kind == "binary" else _noise_number(truth, calibrated)
     return {
         "gain": loss(calibrated) - loss(renewed),
         "skill": 1 - min(loss(calibrated), loss(renewed)),
+        "order": correlation * abs(correlation),
         "excess": loss(was) - loss(calibrated),
-        "bias": float((truth - was).mean()) / variance**0.5,
         "champion": float(paired.mean()) / variance if answered.any() else 0.0,
-        "champion_order": order,
         **noise,
     }
-
-
-def _squared_correlation(one: Floats, other: Floats) -> float:
-    """Signed, so that an inverted order counts as worse than none."""
-    if len(one) < 2 or one.std() < 1e-9 or other.std() < 1e-9:
-        return 0.0
-    found = float(np.corrcoef(one, other)[0, 1])
-    return found * abs(found)
 
 
 _RATES = np.linspace(0, 0.5, 51)

@@ -1,4 +1,4 @@
-"""Shift of the inputs: which features moved further than windows of this stream move, and whether they did before."""
+"""Shift of the inputs: which features moved further than this stream moves, and whether they did before."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctrain.monitoring.diagnosis.calibration import Compared, family_ratios
+from ctrain.monitoring.diagnosis.frames import Floats
 from ctrain.monitoring.diagnosis.inputs import Inputs, distances
 
 REFERENCE = 2
@@ -52,7 +53,7 @@ def read_shift(inputs: Inputs, gap: int) -> Shift:
     return Shift(tuple(moved), _seen_before(inputs, far, columns, first) if columns else ())
 
 
-def _seen_before(inputs: Inputs, far: np.ndarray, columns: list[int], first: int) -> tuple[int, ...]:
+def _seen_before(inputs: Inputs, far: Floats, columns: list[int], first: int) -> tuple[int, ...]:
     """Windows in which the moved features lay as they lie now, with others in between."""
     shares = inputs.shares[:, columns]
     apart = distances(shares[:-1], shares[-1], inputs.text[columns])

@@ -16,7 +16,13 @@ from ctrain.monitoring.diagnosis.calibration import Compared, compare
 from ctrain.monitoring.diagnosis.frames import Events, Frame, sampled
 from ctrain.monitoring.diagnosis.inputs import Inputs, read_inputs
 from ctrain.monitoring.diagnosis.quality import broken_features
-from ctrain.monitoring.diagnosis.relation import BEFORE, MINIMUM_LABELS, Relation, read_relation
+from ctrain.monitoring.diagnosis.relation import (
+    BEFORE,
+    MINIMUM_LABELS,
+    Relation,
+    read_relation,
+    scaled_labels,
+)
 from ctrain.monitoring.diagnosis.shift import Shift, read_shift
 from ctrain.records import Diagnosis, DiagnosisAction, DiagnosisEvidence, DiagnosisVerdict
 
@@ -28,8 +34,11 @@ CALIBRATION = 6
 """Past windows with a reference of their own below which nothing is called by statistics."""
 REFUSED_EFFECT, UNLABELLED_EFFECT, SKEW_EFFECT = 0.03, 0.1, 0.001
 LOSS_EFFECT = 0.03
-"""Least change of a loss, in shares of the labels' variance."""
-GAIN_MARGIN, EXCESS_MARGIN, SKILL_MARGIN, VERSION_MARGIN = 1.0, 1.8, 1.3, 1.5
+EXCESS_EFFECT = 0.05
+"""Least change of a loss, and least of one by the level alone, in shares of the labels' variance."""
+GAIN_MARGIN, EXCESS_MARGIN, SKILL_MARGIN, NOISE_MARGIN, VERSION_MARGIN = 1.0, 2.2, 1.3, 1.2, 2.0
+VERSION_EFFECT, VERSION_BLOCKS, VERSION_ERRORS = 0.06, 5, 2.5
+"""Least paired loss of a bad version; blocks of the window that must agree; standard errors over them."""
 NOISE_EFFECT = 1.0
 """Log-likelihood a hundred rows, or hundredths of the rows, from which labels look flipped."""
 LOCAL = 0.25
@@ -139,7 +148,8 @@ def _quality(case: _Case, inputs: Inputs) -> Diagnosis | None:
     if not broken:
         return None
     for one in broken:
-        text = f"{one.feature}: {one.kind}, {one.compared.value:.1%} of the rows, usually {one.compared.usual:.1%}"
+        now, usual = one.compared.value, one.compared.usual
+        text = f"{one.feature}: {one.kind}, {now:.1%} of the rows, usually {usual:.1%}"
         case.evidence.append(one.compared.evidence(text, one.feature))
     names = tuple(one.feature for one in broken)
     return case.conclude(
@@ -175,20 +185,40 @@ def _relation_and_shift(
 
 
 def _version(case: _Case, relation: Relation) -> Diagnosis | None:
-    """A champion that became worse with its promotion, on rows where the old relation holds."""
+    """A version that is worse than the one before it, on the same rows; the season is the same for both."""
     if case.events.promoted_windows_ago is None:
         return None
-    for name in ("champion", "champion_order"):
-        series = relation.values[name]
+    worse = _against_previous(case.window)
+    if worse is None:
+        series = relation.values["champion"]
         change = series[2:] - (series[1:-1] + series[:-2]) / 2
-        worse = compare(name, change, VERSION_MARGIN, LOSS_EFFECT)
-        text = f"the promoted version's loss over a model of the former relation rose by {worse.value:+.3f}"
-        case.evidence.append(worse.evidence(text))
-        if worse.passed:
-            return case.conclude(
-                "bad_version", f"The promotion explains it: {text}", way="back to the version before it"
-            )
-    return None
+        worse = compare("version", change, VERSION_MARGIN, VERSION_EFFECT)
+    what = "the version before it" if worse.windows == 0 else "a model of the former relation"
+    text = f"the promoted version's loss is {worse.value:+.3f} above that of {what}"
+    case.evidence.append(worse.evidence(text))
+    if not worse.passed:
+        return None
+    return case.conclude(
+        "bad_version", f"The promotion explains it: {text}", way="back to the version before it"
+    )
+
+
+def _against_previous(window: Frame) -> Compared | None:
+    """Paired loss of the two versions over contiguous blocks of the window.
+
+    The past has no such pairs to calibrate it by: the blocks must agree, and the effect is one that retrains
+    of one procedure do not show.
+    """
+    if window.previous is None or window.labels is None:
+        return None
+    truth, scores, previous = scaled_labels(window.labels, window.scores, window.previous, kind=window.kind)
+    if len(truth) < MINIMUM_LABELS or truth.std() < 1e-9:
+        return None
+    paired = ((truth - scores) ** 2 - (truth - previous) ** 2) / truth.var()
+    blocks = np.array([block.mean() for block in np.array_split(paired, VERSION_BLOCKS)])
+    error = float(blocks.std(ddof=1)) / VERSION_BLOCKS**0.5
+    limit = max(VERSION_EFFECT, VERSION_ERRORS * error)
+    return Compared("version", float(paired.mean()), 0.0, limit, 0, float(paired.mean()) > limit)
 
 
 def _changed(case: _Case, relation: Relation, shift: Shift) -> Diagnosis | None:
@@ -196,7 +226,7 @@ def _changed(case: _Case, relation: Relation, shift: Shift) -> Diagnosis | None:
     values = relation.values
     gain = compare("gain", values["gain"], GAIN_MARGIN, LOSS_EFFECT)
     skill = compare("skill", values["skill"], SKILL_MARGIN, LOSS_EFFECT, side=-1)
-    excess = compare("excess", values["excess"], EXCESS_MARGIN, LOSS_EFFECT)
+    excess = compare("excess", values["excess"], EXCESS_MARGIN, EXCESS_EFFECT)
     case.evidence += [
         gain.evidence(
             f"a new relation would save {gain.value:.3f} beyond recalibration, usually {gain.usual:.3f}"
@@ -206,11 +236,17 @@ def _changed(case: _Case, relation: Relation, shift: Shift) -> Diagnosis | None:
     ]
     if gain.passed and gain.value > LOSS_EFFECT:
         return _concept(case, relation, gain)
+    order = compare("order", values["order"], 1.0, LOSS_EFFECT, side=-1)
+    if order.passed and order.value < -LOSS_EFFECT < LOSS_EFFECT < order.usual:
+        case.evidence.append(order.evidence("what the former relation ranks high is low now"))
+        return case.conclude("concept", "The relation is turned round as a whole", way="newest slices")
     noise = {name: float(values[name][-1]) for name in ("symmetric", "lost_positive", "lost_negative")}
     kind = max(noise, key=lambda name: noise[name])
-    flips = compare(kind, values[kind], SKILL_MARGIN, NOISE_EFFECT)
-    if not (skill.passed or excess.passed or flips.passed):
-        return None
+    flips = compare(kind, values[kind], NOISE_MARGIN, NOISE_EFFECT)
+    if not (excess.passed or flips.passed):
+        return None  # a lower skill alone is a harder period, or a shift of the inputs
+    if shift.moved and kind != "symmetric":
+        return None  # a level that moved with the inputs is theirs first
     case.evidence.append(
         flips.evidence(f"labels look flipped ({kind}): {flips.value:.1f} against a shift of level")
     )
@@ -225,7 +261,7 @@ def _changed(case: _Case, relation: Relation, shift: Shift) -> Diagnosis | None:
             f"The level moved, the order holds: recalibration would save {excess.value:.3f}",
         )
     return case.conclude(
-        "unknown", "The labels fit less well than they ever did, and neither a new relation nor a level explains it",
+        "unknown", "The labels fit less well than ever, and neither a new relation nor a level explains it",
         would_decide=f"an audit of {AUDIT} labels of this window, or two more windows",
     )  # fmt: skip
 
@@ -262,9 +298,11 @@ def _moved(case: _Case, shift: Shift, relation: Relation, enough: bool) -> Diagn
         )  # fmt: skip
     if case.events.traffic_mix:
         return case.conclude("traffic_mix", f"{names[0]} moved, and a change of mix is known", subjects=names)
+    costs = enough and compare("excess", relation.values["excess"], EXCESS_MARGIN, EXCESS_EFFECT).passed
     return case.conclude(
-        "covariate_shift", f"{names[0]} moved further than ever before, and the relation holds", subjects=names,
-        kind="harmless", way="watch the loss",
+        "covariate_shift", f"{names[0]} moved further than ever before, and the relation holds",
+        subjects=names, kind="harmful" if costs else "harmless", action="retrain" if costs else "wait",
+        way="all slices, weighted towards the newest" if costs else "watch the loss",
     )  # fmt: skip
 
 
