@@ -44,8 +44,8 @@ from ctrain.controller.observations import (
     Tick,
     Windowed,
 )
-from ctrain.controller.rooms import Rooms
 from ctrain.controller.quality import known_facts
+from ctrain.controller.rooms import Rooms
 from ctrain.controller.state import State, fold
 from ctrain.errors import FencedError, MissingArtifactError, TamperedError
 from ctrain.records import (
