@@ -46,10 +46,10 @@ def test_constant_few_or_broken_outputs_have_each_their_outcome() -> None:
 @pytest.mark.parametrize(
     ("found", "word"),
     [
-        (outputs(log_sd_ratio=-0.8), "spread is 0.45 times"),
-        (outputs(shift=1.5), "mean lies +1.50"),
-        (outputs(correlation=0.1), "correlation with the champion's is 0.10"),
-        (outputs(log_sd_ratio=-0.6, shift=0.9, correlation=0.3), ""),
+        (outputs(log_sd_ratio=-1.0), "spread is 0.37 times"),
+        (outputs(shift=5.5), "mean lies +5.50"),
+        (outputs(correlation=0.05), "correlation with the champion's is 0.05"),
+        (outputs(log_sd_ratio=-0.9, shift=4.5, correlation=0.15), ""),
     ],
 )
 def test_outputs_unlike_any_recorded_retrain_are_named(found, word: str) -> None:
@@ -59,7 +59,7 @@ def test_outputs_unlike_any_recorded_retrain_are_named(found, word: str) -> None
 
 
 def test_a_pipeline_whose_retrains_vary_tolerates_more_and_a_short_record_as_well() -> None:
-    found = outputs(log_sd_ratio=-0.8)
+    found = outputs(log_sd_ratio=-1.0)
     assert unlike_outputs(found, record(6, log_sd_ratio=0.4)) == ""
     assert unlike_outputs(found, record(4)) == ""
     assert unlike_outputs(found[:1], record(6)) == ""
