@@ -32,8 +32,8 @@ REMEMBERED = 20
 MINIMUM_CHECKS = 5
 
 LASTING = 0.3
-"""Share of a block's miss that the blocks after it share, so that it does not average out over a window. Chosen
-on weeks of flights and of hotel bookings, whose intervals would else hold the truth in only 75 %."""
+"""Share of a block's miss that the blocks after it share, so that it does not average out over a window.
+Chosen on weeks of flights and of hotel bookings, whose intervals would else hold the truth in only 75 %."""
 
 PRIOR_CHECKS = 5
 """Checks that the intervals' own width counts for against how earlier estimates missed."""
