@@ -70,7 +70,8 @@ def search_segments(
         threshold: Probability at and above which the decision is positive.
         costs: For the metric `value`.
         margin: Harm that is tolerated, 0 and above: a segment is refused if its whole interval is below
-            -margin, accepted if its whole interval is above.
+            -margin, accepted if its whole interval is above. With 0, even two retrains of one procedure
+            truly differ in some segment.
         confidence: Two-sided level of the intervals of all segments together.
         limits: What bounds the search; None for the defaults.
         seed: Of the resampling.

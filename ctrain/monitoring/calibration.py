@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrain.evaluation.metrics import log_losses
+from ctrain.evaluation.ranking import Floats
 
-Floats = npt.NDArray[np.float64]
 Method = Literal["none", "platt", "isotonic"]
 
 FLOOR = 1e-6
