@@ -34,7 +34,7 @@ SEEN = 4000
 LEAST_P = 0.005
 """One extreme window, a storm, never alarms alone."""
 
-CHANCE = 2.0
+CHANCE = 0.5
 """Standard errors by which dependence must exceed what independent windows show by chance."""
 
 LEAST_NOISE = 0.01
@@ -42,6 +42,9 @@ LEAST_NOISE = 0.01
 
 TIE = 0.05
 """Residuals that are closer than this are equal: no rank is won by a rounding."""
+
+LEAST_TOP = 3.0
+"""Units of noise that any score may go without being far out."""
 
 FEWEST = 40
 """Windows below which nothing is judged."""
@@ -63,10 +66,14 @@ class Calibration:
     """Residuals of at most `KEPT` windows, an even sample of the stream's past."""
     windows: int
     """Windows that they stand for."""
+    tops_K: Floats
+    """Farthest that each score went, upwards and then downwards, and at least 3."""
 
-    def add(self, residuals: Floats) -> Calibration:
+    def add(self, residuals: Floats, tops: Floats) -> Calibration:
         """With one more window; beyond `KEPT` it takes the place of another one."""
-        new = residuals.astype(np.float32)
+        return replace(self, tops_K=np.fmax(self.tops_K, tops))._sampled(residuals.astype(np.float32))
+
+    def _sampled(self, new: npt.NDArray[np.float32]) -> Calibration:
         windows = self.windows + 1
         if len(self.residuals_NC) < KEPT:
             return replace(self, residuals_NC=np.vstack([self.residuals_NC, new]), windows=windows)
@@ -94,7 +101,7 @@ def scores(
     fall over features, so that their number stays features + segments.
 
     Returns:
-        Scores, shape [C], and for the last 2 S of them before the statistics the feature's number, shape [2, S].
+        Scores, shape [C], and the number of the feature that speaks for each segment, up and down, [2, S].
     """
     z = sizes_D / np.sqrt(variances_D + between_D + LEAST_NOISE**2)
     parts = np.split(z, np.cumsum(sizes(layout))[:-1])
@@ -149,8 +156,15 @@ def calibrate(layout: Layout, contexts: Sequence[str], windows_NP: Floats) -> Ca
     z = np.array([scores(layout, d, v, between)[0] for d, v in zip(found, variances, strict=True)])
     weights, residuals = _autoregression(z, fold)
     kept = np.sort(np.random.default_rng(0).permutation(len(residuals))[:KEPT])
-    span = spans(residuals, tails(layout))
-    return Calibration(center, between, weights, span, residuals[kept].astype(np.float32), len(residuals))
+    down = tails(layout)
+    tops = np.fmax.reduce(both_ways(z, down), axis=0, initial=LEAST_TOP)
+    sample = residuals[kept].astype(np.float32)
+    return Calibration(center, between, weights, spans(residuals, down), sample, len(residuals), tops)
+
+
+def both_ways(scores_NC: Floats, down: npt.NDArray[np.bool_]) -> Floats:
+    """Scores upwards and, after them, downwards those that are watched so, along the last axis."""
+    return np.concatenate([scores_NC, -scores_NC[..., down]], axis=-1)
 
 
 def lagged(z_NC: Floats) -> Floats:
@@ -199,7 +213,7 @@ def spans(residuals_NC: Floats, down: npt.NDArray[np.bool_]) -> Floats:
     counted = there.sum(axis=0)
     p = np.hstack([counted + 1 - ranks, ranks[:, down]]) / (np.concatenate([counted, counted[down]]) + 1)
     there = np.hstack([there, there[:, down]])
-    evidence = log_e_values(p.ravel()).reshape(p.shape)
+    evidence = np.exp(log_e_values(np.maximum(p, LEAST_P))).mean(axis=0)
     evidence = np.where(
         there, evidence - (evidence * there).sum(axis=0) / np.maximum(there.sum(axis=0), 1), 0.0
     )
@@ -232,6 +246,9 @@ def p_values(calibration: Calibration, residuals: Floats, down: npt.NDArray[np.b
     ranks = np.concatenate([(1.0 + above) / (counted + 1.0), (1.0 + below) / (counted[down] + 1.0)])
     counted = np.concatenate([counted, counted[down]])
     stood_for = counted * min(calibration.windows, SEEN) / len(kept)
-    least = np.maximum(LEAST_P, 1.0 / (stood_for / calibration.spans_K + 1.0))
+    independent = np.maximum(stood_for / calibration.spans_K, 1.0)
+    least = np.maximum(LEAST_P, 1.0 / (independent + 1.0))
     silent = np.isnan(np.concatenate([values, values[down]])) | (counted < FEWEST)
+    # A share of so many independent windows is only known within its standard error.
+    ranks = np.minimum(ranks + np.sqrt(ranks * (1.0 - ranks) / independent), 1.0)
     return np.where(silent, np.nan, np.maximum(ranks, least))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ctrain.monitoring.detectors import Detector, chosen, sample_rows, statistics_of
 from ctrain.monitoring.drift import DriftMonitor
 from ctrain.monitoring.profile import context_of
 from ctrain.monitoring.rows import Floats, Rows, joined
@@ -28,7 +29,8 @@ KINDS = ("data", "prediction", "concept")
 LOSS_CAP = 4.0
 """Log loss of one row counts up to this, as in evidence on quality."""
 
-Columns = Mapping[str, npt.NDArray[Any]]
+DETECTOR_ROWS = 1_000
+"""Landed rows at most that chosen detectors compare a window with."""
 
 
 @dataclass
@@ -40,6 +42,8 @@ class Monitors:
     """Seconds of event time in one window."""
     by_kind: dict[str, DriftMonitor]
     truth: Truth
+    reference: dict[str, npt.NDArray[Any]]
+    """Sample of the landed inputs that chosen detectors are fitted on; empty without any."""
 
     @classmethod
     def begin(
@@ -62,16 +66,25 @@ class Monitors:
         wanted, checks = spec.monitoring.drift, spec.monitoring.drift.checks(spec.monitoring.window)
         span = _span(window.times, spec.monitoring.window)
         reference = joined(list(landed()))
+        sample = sample_rows(reference.columns, DETECTOR_ROWS) if wanted.detectors else {}
+        detectors = chosen(wanted.detectors, sample)
         layouts = {
             kind: Layout.fit(
-                columns_of_kind(kind, reference), segments_of_kind(kind, reference, spec), kind=kind
+                columns_of_kind(kind, reference),
+                segments_of_kind(kind, reference, spec),
+                kind=kind,
+                statistics=sorted(statistics_of(detectors, sample)) if kind == "data" else (),
             )
             for kind in KINDS
         }
         past: dict[str, list[tuple[str, Summary]]] = {kind: [] for kind in KINDS}
-        for rows in cut(landed(), span):
+        pieces = list(cut(landed(), span))
+        for number, rows in enumerate(pieces):
+            # A joint test costs a second: it is calibrated on as many windows as it must be.
+            recent = len(pieces) - number <= wanted.calibration_windows
             for kind in KINDS:
-                past[kind].append(_summary(layouts[kind], rows, spec))
+                looked = detectors if kind == "data" and recent else []
+                past[kind].append(_summary(layouts[kind], rows, spec, looked))
         monitors = {
             kind: DriftMonitor.begin(
                 layouts[kind],
@@ -83,7 +96,7 @@ class Monitors:
             for kind in KINDS
         }
         truth = Truth.begin(spec, champion, landed(), previous.truth if previous is not None else None)
-        return cls(champion, span, monitors, truth)
+        return cls(champion, span, monitors, truth, sample)
 
     def update(self, window: Rows, matured: Rows, spec: PipelineSpec) -> tuple[DriftReport, ...]:
         """Judge the next window.
@@ -94,15 +107,16 @@ class Monitors:
             spec: Settings of monitoring.
         """
         reports = []
+        detectors = chosen(spec.monitoring.drift.detectors, self.reference) if self.reference else []
         for kind, monitor in self.by_kind.items():
             rows = matured if kind == "concept" else window
-            context, summary = _summary(monitor.layout, rows, spec)
+            context, summary = _summary(monitor.layout, rows, spec, detectors if kind == "data" else [])
             reports.append(monitor.update(context, summary))
         return tuple(reports)
 
     def to_bytes(self) -> bytes:
         """State as an npz file without pickles."""
-        arrays: dict[str, npt.NDArray[Any]] = {}
+        arrays = {f"reference/{name}": values for name, values in self.reference.items()}
         plain: dict[str, Any] = {
             "champion": self.champion,
             "span": self.span,
@@ -110,7 +124,8 @@ class Monitors:
             "monitors": {},
         }
         for kind, monitor in self.by_kind.items():
-            plain["monitors"][kind] = _without_arrays(monitor.to_state(), kind, arrays)
+            plain["monitors"][kind], own = monitor.to_state()
+            arrays |= {f"{kind}/{name}": array for name, array in own.items()}
         sink = io.BytesIO()
         text = np.frombuffer(json.dumps(plain).encode(), np.uint8)
         np.savez_compressed(sink, allow_pickle=False, **{"json": text, **arrays})
@@ -119,13 +134,15 @@ class Monitors:
     @classmethod
     def from_bytes(cls, data: bytes, spec: PipelineSpec) -> Monitors:
         """Rebuild from `to_bytes`."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            plain = json.loads(arrays["json"].tobytes())
-            monitors = {
-                kind: DriftMonitor.from_state(_with_arrays(state, arrays), spec.monitoring.drift)
-                for kind, state in plain["monitors"].items()
-            }
-        return cls(plain["champion"], plain["span"], monitors, from_json(Truth, plain["truth"]))
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        plain = json.loads(arrays["json"].tobytes())
+        monitors = {
+            kind: DriftMonitor.from_state(spec.monitoring.drift, about, _under(f"{kind}/", arrays))
+            for kind, about in plain["monitors"].items()
+        }
+        truth = from_json(Truth, plain["truth"])
+        return cls(plain["champion"], plain["span"], monitors, truth, _under("reference/", arrays))
 
 
 def columns_of_kind(kind: str, rows: Rows) -> dict[str, npt.NDArray[Any]]:
@@ -170,8 +187,10 @@ def cut(parts: Iterable[Rows], span: float) -> Iterator[Rows]:
         yield joined(waiting)
 
 
-def _summary(layout: Layout, rows: Rows, spec: PipelineSpec) -> tuple[str, Summary]:
-    kind = layout.kind
+def _summary(
+    layout: Layout, rows: Rows, spec: PipelineSpec, detectors: Sequence[Detector] = ()
+) -> tuple[str, Summary]:
+    kind, statistics = layout.kind, statistics_of(detectors, rows.columns)
     columns, segments = columns_of_kind(kind, rows), segments_of_kind(kind, rows, spec)
     if kind != "data":
         known = np.isfinite(next(iter(columns.values())))
@@ -179,7 +198,7 @@ def _summary(layout: Layout, rows: Rows, spec: PipelineSpec) -> tuple[str, Summa
         segments = {name: values[known] for name, values in segments.items()}
     times = rows.times[np.isfinite(rows.times)]
     context = context_of(float(times.min()), float(times.max())) if len(times) else "all"
-    return context, summarise(layout, columns, segments)
+    return context, summarise(layout, columns, segments, statistics)
 
 
 def _span(times: Floats, window: float) -> float:
@@ -193,23 +212,6 @@ def _span(times: Floats, window: float) -> float:
     return found if found <= day / 2 else day * float(np.ceil(found / day))
 
 
-def _without_arrays(value: Any, name: str, arrays: dict[str, npt.NDArray[Any]]) -> Any:
-    """The same nested value, each array replaced by its name in `arrays`."""
-    if isinstance(value, np.ndarray):
-        arrays[name] = value
-        return {"array": name}
-    if isinstance(value, dict):
-        return {key: _without_arrays(item, f"{name}/{key}", arrays) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_arrays(item, f"{name}/{at}", arrays) for at, item in enumerate(value)]
-    return value
-
-
-def _with_arrays(value: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> Any:
-    if isinstance(value, dict):
-        if value.keys() == {"array"}:
-            return arrays[value["array"]]
-        return {key: _with_arrays(item, arrays) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_arrays(item, arrays) for item in value]
-    return value
+def _under(prefix: str, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Arrays whose name begins so, by the rest of their name."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

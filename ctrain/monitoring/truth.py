@@ -21,8 +21,8 @@ from ctrain.monitoring.estimate import (
     calibrate,
     check_estimate,
     estimate_performance,
-    true_metrics,
 )
+from ctrain.monitoring.expected import true_metrics
 from ctrain.monitoring.performance import performance
 from ctrain.monitoring.rows import Floats, Rows
 from ctrain.monitoring.scores import Matured

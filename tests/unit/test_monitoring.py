@@ -462,3 +462,19 @@ def test_answers_without_a_label_are_in_no_block(logs: Logs) -> None:
     logs.label(*(one for one, _ in pairs[31:]), came=END + 1)
     (block,) = logs.judge().blocks
     assert block.rows == 31
+
+
+def test_a_chosen_detector_is_calibrated_and_scored_with_the_others(logs: Logs) -> None:
+    logs.spec = spec(
+        label={"name": "y", "matures_after": MATURES, "horizon": HORIZON},
+        monitoring={
+            "minimum_rows": 10,
+            "drift": {"calibration_windows": 40, "detectors": [{"type": "ks", "features": ["size"]}]},
+        },
+    )
+    calm = judge_hours(logs, range(3), reference=Days(7))
+    assert "drift" not in states(calm)
+    moved = judge_hours(logs, range(3, 12), shift=3.0)
+    causes = [cause.feature for window in moved for report in window.drift for cause in report.causes]
+    assert "size" in causes
+    assert any(cause.startswith("ks:size") for cause in causes)
