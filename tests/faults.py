@@ -447,7 +447,7 @@ def noise_symmetric(draft: _Draft) -> None:
 
 
 def noise_one_class(draft: _Draft) -> None:
-    """30 to 50 % of one class (drawn) is labelled as the other; of counts, the upper half as one of the lower."""
+    """30 to 50 % of one class (drawn) is labelled as the other; of counts, from above the median to below."""
     share, labels = draft.random.uniform(0.3, 0.5), draft.labels
     if load(draft.name).kind == "binary":
         one = float(draft.random.integers(2))
@@ -551,7 +551,7 @@ FAULTS: dict[str, Callable[[_Draft], None]] = {
     fault.__name__: fault
     for fault in (
         none, missing, unit, scale, new_category, stuck, covariate, traffic_mix, season, concept,
-        concept_local, concept_drifted, noise_symmetric, noise_one_class, prior, label_delay, good_version, bad_version,
-        serving_skew, schema,
+        concept_local, concept_drifted, noise_symmetric, noise_one_class, prior, label_delay,
+        good_version, bad_version, serving_skew, schema,
     )
 }  # fmt: skip
