@@ -504,6 +504,49 @@ class FeatureDrift:
     drifted: bool
 
 
+DriftState = Literal["steady", "calibrating", "warning", "drift", "recovered", "not_enough_rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class DriftCause:
+    """One score with a large share of the evidence."""
+
+    feature: str
+    """Feature or detector's statistic; empty where the share of a segment's rows moved."""
+    what: Literal["mean", "scale", "shape", "missing", "share", "statistic"]
+    direction: Literal["up", "down"]
+    segment: str
+    """e.g. `carrier=UA`; empty for all rows."""
+    effect: float | None
+    """Mean shift of the last windows in standard deviations of the reference, signed; None where the
+    statistic has no such unit."""
+    share: float
+    """Of the evidence, in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class DriftReport:
+    """What one window says of one kind of drift."""
+
+    kind: str
+    """`data`: inputs; `prediction`: answers; `concept`: matured losses."""
+    state: DriftState
+    alarm: bool
+    """Whether drift begins with this window; a drift that goes on is no new alarm."""
+    evidence: float
+    threshold: float
+    """Evidence from which on it is drift."""
+    causes: tuple[DriftCause, ...]
+    """At most three, the largest share first; empty where there is hardly any evidence."""
+    rows: int
+    checks: int
+    """Windows judged since the calibration."""
+    budget: str
+    """Words, e.g. `at most one false alarm in 1000 checks`."""
+    reason: str
+    """One line for people."""
+
+
 @dataclass(frozen=True, slots=True)
 class WindowReport:
     """Summary of one window of live traffic."""

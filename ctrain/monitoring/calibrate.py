@@ -1,0 +1,231 @@
+"""Calibration on the stream itself: what this stream's scores do while nothing is wrong.
+
+Takes shifts of past windows, each against a profile of the other ones, and learns: how much the stream's own
+days add to sampling noise; how a score follows from its last four values; and the residuals that are
+left. A new window's p-value is the rank of its residual among them: no normality, no independence between
+features, no table of critical values.
+
+All of it is cross-fitted over contiguous folds, so that the past is judged as the future will be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import rankdata
+
+from ctrain.monitoring.evidence import log_e_values
+from ctrain.monitoring.profile import Entry, shifts, sizes
+from ctrain.monitoring.summary import Floats, Layout
+
+LAGS = 4
+FOLDS = 10
+RIDGE = 10.0
+"""Windows' worth of belief that a score does not depend on its past."""
+
+KEPT = 1000
+"""Windows whose residuals are kept, of the `SEEN` last ones that they stand for."""
+
+SEEN = 4000
+
+LEAST_P = 0.005
+"""One extreme window, a storm, never alarms alone."""
+
+CHANCE = 2.0
+"""Standard errors by which dependence must exceed what independent windows show by chance."""
+
+LEAST_NOISE = 0.01
+"""Standard deviations of the reference below which a move is none, however exact the windows are."""
+
+TIE = 0.05
+"""Residuals that are closer than this are equal: no rank is won by a rounding."""
+
+FEWEST = 40
+"""Windows below which nothing is judged."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a stream's scores do while nothing is wrong; D shifts, C scores, N windows kept."""
+
+    center_D: Floats
+    """Mean of each shift; a distance, say, is never negative."""
+    between_D: Floats
+    """Variance that the stream's own days add to each shift."""
+    weights_LC: Floats
+    """Intercept and weights of the last values, shape [1 + LAGS, C]."""
+    spans_K: Floats
+    """Windows over which the evidence of each score, upwards and then downwards, depends on itself."""
+    residuals_NC: npt.NDArray[np.float32]
+    """Residuals of at most `KEPT` windows, an even sample of the stream's past."""
+    windows: int
+    """Windows that they stand for."""
+
+    def add(self, residuals: Floats) -> Calibration:
+        """With one more window; beyond `KEPT` it takes the place of another one."""
+        new = residuals.astype(np.float32)
+        windows = self.windows + 1
+        if len(self.residuals_NC) < KEPT:
+            return replace(self, residuals_NC=np.vstack([self.residuals_NC, new]), windows=windows)
+        # Reservoir sampling with a fixed sequence, so that a restart changes nothing.
+        place = int(np.random.default_rng(windows).integers(min(windows, SEEN)))
+        if place >= KEPT:
+            return replace(self, windows=windows)
+        kept = self.residuals_NC.copy()
+        kept[place] = new
+        return replace(self, residuals_NC=kept, windows=windows)
+
+
+def tails(layout: Layout) -> npt.NDArray[np.bool_]:
+    """Which scores are watched downwards too; all are watched upwards."""
+    f, s, x = len(layout.features), len(layout.segment_names), len(layout.statistics)
+    return np.concatenate([np.ones(2 * f), np.zeros(f), np.ones(f + s), np.zeros(2 * s + x)]).astype(bool)
+
+
+def scores(layout: Layout, sizes_D: Floats, variances_D: Floats, between_D: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Scores in their own units of noise, and which feature speaks for each segment.
+
+    Scores are the shifts, but for those inside segments: of each segment the largest rise and the largest
+    fall over features, so that their number stays features + segments.
+
+    Returns:
+        Scores, shape [C], and for the last 2 S of them before the statistics the feature's number, shape [2, S].
+    """
+    z = sizes_D / np.sqrt(variances_D + between_D + LEAST_NOISE**2)
+    parts = np.split(z, np.cumsum(sizes(layout))[:-1])
+    f, s = len(layout.features), len(layout.segment_names)
+    local = np.nan_to_num(parts[5].reshape(s, f), nan=0.0)
+    silent = np.isnan(parts[5].reshape(s, f)).all(axis=1)
+    which = np.stack([local.argmax(axis=1), local.argmin(axis=1)]) if s else np.zeros((2, 0), np.int64)
+    up = np.where(silent, np.nan, local.max(axis=1)) if s else np.zeros(0)
+    down = np.where(silent, np.nan, -local.min(axis=1)) if s else np.zeros(0)
+    return np.concatenate([*parts[:5], up, down, parts[6]]), which
+
+
+def past_shifts(layout: Layout, contexts: Sequence[str], windows_NP: Floats) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
+    """Shifts of past windows against the windows of the other folds, their variances, and the folds."""
+    n = len(contexts)
+    fold = np.arange(n) * min(FOLDS, n) // n
+    codes = {name: code for code, name in enumerate(dict.fromkeys(contexts))}
+    code = np.array([codes[name] for name in contexts])
+    found = np.full((n, sum(sizes(layout))), np.nan)
+    variances = np.full_like(found, np.nan)
+    for name in codes.values():
+        rows = np.flatnonzero(code == name)
+        total = windows_NP[rows].sum(axis=0)
+        for part in np.unique(fold[rows]):
+            inside = rows[fold[rows] == part]
+            visits = len(rows) - len(inside)
+            if visits < 2:
+                continue
+            entry = Entry(total - windows_NP[inside].sum(axis=0), float(visits))
+            for row in inside:
+                one = shifts(layout, windows_NP[row], entry)
+                found[row], variances[row] = one.sizes_D, one.variances_D
+    return found, variances, fold
+
+
+def calibrate(layout: Layout, contexts: Sequence[str], windows_NP: Floats) -> Calibration:
+    """Learn from past windows, oldest first.
+
+    Args:
+        layout: Of the summaries.
+        contexts: Context of each window.
+        windows_NP: Their summaries, each `profile.extended`, shape [windows, ...].
+    """
+    found, variances, fold = past_shifts(layout, contexts, windows_NP)
+    counted = np.maximum((~np.isnan(found)).sum(axis=0), 1)
+    center = np.nansum(found, axis=0) / counted
+    found -= center
+    excess = found**2 - variances
+    between = np.maximum(np.nansum(excess, axis=0) / counted, 0.0)
+    z = np.array([scores(layout, d, v, between)[0] for d, v in zip(found, variances, strict=True)])
+    weights, residuals = _autoregression(z, fold)
+    kept = np.sort(np.random.default_rng(0).permutation(len(residuals))[:KEPT])
+    span = spans(residuals, tails(layout))
+    return Calibration(center, between, weights, span, residuals[kept].astype(np.float32), len(residuals))
+
+
+def lagged(z_NC: Floats) -> Floats:
+    """1 and the last values of each score, shape [1 + LAGS, N, C]; what is not known counts as the mean, 0."""
+    filled = np.nan_to_num(z_NC)
+    padded = np.vstack([np.zeros((LAGS, filled.shape[1])), filled])
+    lags = [padded[LAGS - lag : len(padded) - lag] for lag in range(1, LAGS + 1)]
+    return np.stack([np.ones_like(filled), *lags])
+
+
+def _autoregression(z_NC: Floats, fold: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Weights fitted on all windows, and residuals each from weights of the other folds."""
+    x = lagged(z_NC)
+    there = ~np.isnan(z_NC)
+    y = np.nan_to_num(z_NC)
+    grams, moments = [], []
+    for part in np.unique(fold):
+        rows = fold == part
+        seen = x[:, rows] * there[rows]
+        grams.append(np.einsum("lnc,knc->clk", seen, x[:, rows]))
+        moments.append(np.einsum("lnc,nc->cl", seen, y[rows]))
+    ridge = np.diag([1e-6, *[RIDGE] * LAGS])
+    gram, moment = np.sum(grams, axis=0), np.sum(moments, axis=0)
+    residuals = np.full_like(z_NC, np.nan)
+    for number, part in enumerate(np.unique(fold)):
+        rows = fold == part
+        weights = np.linalg.solve(gram - grams[number] + ridge, (moment - moments[number])[..., None])[..., 0]
+        residuals[rows] = z_NC[rows] - np.einsum("lnc,cl->nc", x[:, rows], weights)
+    weights = np.linalg.solve(gram + ridge, moment[..., None])[..., 0]
+    return weights.T, residuals
+
+
+def spans(residuals_NC: Floats, down: npt.NDArray[np.bool_]) -> Floats:
+    """Windows over which each score's evidence depends on itself: integrated autocorrelation, 1 and above.
+
+    From the variance of means of contiguous blocks, which of independent windows falls as blocks grow. What
+    chance alone may show is taken off, so that independent windows give 1.
+
+    Args:
+        residuals_NC: Residuals of past windows, oldest first.
+        down: Scores that are watched downwards too; their spans come last.
+    """
+    count = len(residuals_NC)
+    there = ~np.isnan(residuals_NC)
+    ranks = rankdata(residuals_NC, axis=0, nan_policy="omit")
+    counted = there.sum(axis=0)
+    p = np.hstack([counted + 1 - ranks, ranks[:, down]]) / (np.concatenate([counted, counted[down]]) + 1)
+    there = np.hstack([there, there[:, down]])
+    evidence = log_e_values(p.ravel()).reshape(p.shape)
+    evidence = np.where(there, evidence - (evidence * there).sum(axis=0) / np.maximum(there.sum(axis=0), 1), 0.0)
+    total = np.maximum((evidence**2).sum(axis=0), 1e-12)
+    span = np.ones(evidence.shape[1])
+    size = 2
+    while count // size >= 12:
+        starts = np.arange(0, count, size)
+        sums = np.add.reduceat(evidence, starts, axis=0)
+        counts = np.add.reduceat(there.astype(np.float64), starts, axis=0)
+        blocks = counts.sum(axis=0) ** 2 / np.maximum((counts**2).sum(axis=0), 1.0)
+        ratio = (sums**2).sum(axis=0) / total
+        span = np.maximum(span, ratio / (1.0 + CHANCE * np.sqrt(2.0 / np.maximum(blocks, 1.0))))
+        size = size + 1 if size < 8 else int(size * 1.5)
+    return span
+
+
+def p_values(calibration: Calibration, residuals: Floats, down: npt.NDArray[np.bool_]) -> Floats:
+    """Rank of each residual among the stream's own: upwards for all scores, then downwards for some.
+
+    NaN, from too few rows, stays NaN. None is below `LEAST_P`, nor below what so few independent windows
+    can show.
+    """
+    kept = calibration.residuals_NC
+    there = ~np.isnan(kept)
+    counted = there.sum(axis=0)
+    values = residuals.astype(np.float32)
+    above = (kept >= values - np.float32(TIE)).sum(axis=0)
+    below = (kept <= values + np.float32(TIE)).sum(axis=0)[down]
+    ranks = np.concatenate([(1.0 + above) / (counted + 1.0), (1.0 + below) / (counted[down] + 1.0)])
+    counted = np.concatenate([counted, counted[down]])
+    stood_for = counted * min(calibration.windows, SEEN) / len(kept)
+    least = np.maximum(LEAST_P, 1.0 / (stood_for / calibration.spans_K + 1.0))
+    silent = np.isnan(np.concatenate([values, values[down]])) | (counted < FEWEST)
+    return np.where(silent, np.nan, np.maximum(ranks, least))
