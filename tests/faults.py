@@ -82,7 +82,7 @@ def judged(name: str) -> range:
 
 
 @functools.cache
-def _all(name: str) -> tuple[Columns, npt.NDArray[np.float64]]:
+def columns_of(name: str) -> tuple[Columns, npt.NDArray[np.float64]]:
     data = load(name)
     columns: Columns = {}
     for column, values in data.features.items():
@@ -94,7 +94,7 @@ def _all(name: str) -> tuple[Columns, npt.NDArray[np.float64]]:
 
 
 def _rows(name: str, rows: Any) -> tuple[Columns, npt.NDArray[np.float64]]:
-    columns, labels = _all(name)
+    columns, labels = columns_of(name)
     return {column: values[rows] for column, values in columns.items()}, labels[rows].copy()
 
 
@@ -330,7 +330,7 @@ def _visible(draft: _Draft) -> tuple[str, Any, float]:
         keep = 1 / draft.random.uniform(5, 20)
         shares = [float(_side(frame.columns[name], upper).mean()) for frame in draft.past]
         rows = _tilt(draft, draft.index, name, upper, keep)
-        now = float(_side(_all(draft.name)[0][name][rows], upper).mean())
+        now = float(_side(columns_of(draft.name)[0][name][rows], upper).mean())
         if abs(now - shares[-1]) > 1.5 * np.abs(np.diff(shares)).max():
             break
     return name, upper, keep

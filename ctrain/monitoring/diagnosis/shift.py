@@ -12,8 +12,8 @@ from ctrain.monitoring.diagnosis.inputs import Inputs, distances
 
 REFERENCE = 2
 """Windows that a window's distribution is compared with."""
-FLOOR = 0.005
-MARGIN = 1.2
+FLOOR = 0.02
+MARGIN = 1.25
 """Times the farthest ratio of the past beyond which a feature has moved."""
 EFFECT = 0.05
 """Least distance of a feature that moved."""

@@ -20,6 +20,7 @@ from ctrain.monitoring.diagnosis.relation import (
     BEFORE,
     MINIMUM_LABELS,
     Relation,
+    Segment,
     read_relation,
     scaled_labels,
 )
@@ -36,13 +37,14 @@ REFUSED_EFFECT, UNLABELLED_EFFECT, SKEW_EFFECT = 0.03, 0.1, 0.001
 LOSS_EFFECT = 0.03
 EXCESS_EFFECT = 0.05
 """Least change of a loss, and least of one by the level alone, in shares of the labels' variance."""
-GAIN_MARGIN, EXCESS_MARGIN, SKILL_MARGIN, NOISE_MARGIN, VERSION_MARGIN = 1.0, 2.2, 1.3, 1.2, 2.0
+GAIN_MARGIN, EXCESS_MARGIN, SKILL_MARGIN, NOISE_MARGIN, VERSION_MARGIN = 1.0, 2.2, 1.3, 1.5, 2.0
 VERSION_EFFECT, VERSION_BLOCKS, VERSION_ERRORS = 0.06, 5, 2.5
 """Least paired loss of a bad version; blocks of the window that must agree; standard errors over them."""
 NOISE_EFFECT = 1.0
 """Log-likelihood a hundred rows, or hundredths of the rows, from which labels look flipped."""
-LOCAL = 0.25
-"""Part of the segment's loss that the rest of the rows may show at most, for a local change."""
+LOCAL, MAJORITY = 0.25, 0.6
+"""Of a local change: what the rest of the rows loses at most, of the segment's loss a row; the segment's
+least part of the whole loss."""
 AUDIT = 300
 
 ACTIONS: dict[DiagnosisVerdict, DiagnosisAction] = {
@@ -268,7 +270,7 @@ def _changed(case: _Case, relation: Relation, shift: Shift) -> Diagnosis | None:
 
 def _concept(case: _Case, relation: Relation, gain: Compared) -> Diagnosis:
     local = relation.segments[0] if relation.segments else None
-    if local is not None and local.outside < LOCAL * local.inside:
+    if local is not None and _is_local(local):
         name = f"{local.feature}={local.level}"
         text = f"{name} ({local.share:.0%} of the rows): {local.inside:.2f}, elsewhere {local.outside:.2f}"
         case.evidence.append(DiagnosisEvidence("segment", name, local.inside, limit=local.outside, text=text))
@@ -280,6 +282,11 @@ def _concept(case: _Case, relation: Relation, gain: Compared) -> Diagnosis:
         "concept", f"The relation changed: a new one would save {gain.value:.2f}, usually {gain.usual:.2f}",
         way="newest slices",
     )  # fmt: skip
+
+
+def _is_local(segment: Segment) -> bool:
+    inside, outside = segment.inside * segment.share, segment.outside * (1 - segment.share)
+    return segment.outside < LOCAL * segment.inside and inside >= MAJORITY * (inside + outside)
 
 
 def _moved(case: _Case, shift: Shift, relation: Relation, enough: bool) -> Diagnosis | None:
