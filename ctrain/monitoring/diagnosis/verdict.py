@@ -94,15 +94,15 @@ def diagnose(
             wanted. The newest ones are the reference, all of them the calibration.
         events: What is known without statistics.
         seed: Of the draws of rows; the same arguments give the same diagnosis.
-        gap: Newest past windows that are left out of the reference, because what is looked for may have
-            begun in them; each past window is then compared with the same gap.
+        gap: Newest past windows that are left out, because what is looked for may have begun in them; each
+            past window is then compared with the same gap. Windows since a promotion are left out as well.
         rows: Rows of a window that are looked at, at most.
     """
     case = _Case(window, list(past), events, gap + (events.promoted_windows_ago or 0), [])
     known = _from_events(case)
     if known is not None:
         return known
-    counted = len(past) - BEFORE - case.gap
+    counted = len(past) - BEFORE - 2 * case.gap
     if window.rows < MINIMUM_ROWS:
         more = MINIMUM_ROWS - window.rows
         return case.conclude("unknown", f"{window.rows} rows are too few", would_decide=f"{more} more rows")
@@ -112,7 +112,9 @@ def diagnose(
             would_decide=f"{CALIBRATION - counted} more windows",
         )  # fmt: skip
     random = np.random.default_rng(seed)
-    windows = [sampled(frame, rows, random) for frame in (*past, window)]
+    # windows of the gap may be spoiled: they are neither reference nor calibration
+    case.past = case.past[: len(past) - case.gap]
+    windows = [sampled(frame, rows, random) for frame in (*case.past, window)]
     inputs = read_inputs(windows)
     return (
         _quality(case, inputs)
@@ -154,9 +156,19 @@ def _quality(case: _Case, inputs: Inputs) -> Diagnosis | None:
         text = f"{one.feature}: {one.kind}, {now:.1%} of the rows, usually {usual:.1%}"
         case.evidence.append(one.compared.evidence(text, one.feature))
     names = tuple(one.feature for one in broken)
+    if case.events.code_changed:
+        return _by_code(case, names)
     return case.conclude(
         "data_quality", case.evidence[0].text, kind=broken[0].kind, subjects=names,
         way=f"quarantine the window's rows of {', '.join(names[:3])}",
+    )  # fmt: skip
+
+
+def _by_code(case: _Case, names: tuple[str, ...]) -> Diagnosis:
+    """Inputs that changed with the code that makes them: the code is asked before the source is blamed."""
+    return case.conclude(
+        "serving_skew", f"{names[0]} changed with the code of the view", kind="code", subjects=names,
+        way="compare the view's old and new code on the same rows",
     )  # fmt: skip
 
 
@@ -297,8 +309,10 @@ def _moved(case: _Case, shift: Shift, relation: Relation, enough: bool) -> Diagn
             moved.evidence(f"{name} moved by {moved.value:.2f}, usually {moved.usual:.2f}", name)
         )
     names = tuple(name for name, _ in shift.moved)
+    if case.events.code_changed:
+        return _by_code(case, names)
     if shift.like:
-        back = shift.like[-1]
+        back = shift.like[-1] + case.gap
         return case.conclude(
             "season", f"{names[0]} moved as it did {back} windows ago, and came back since", subjects=names,
             way="wait: it was so before",

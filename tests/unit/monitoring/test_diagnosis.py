@@ -183,6 +183,23 @@ def test_events_decide_before_statistics() -> None:
     assert (refused.verdict, refused.kind) == ("data_quality", "refused")
 
 
+def test_a_fault_that_began_some_windows_ago_is_found_with_a_gap() -> None:
+    frames = stream(21, PAST + 5)
+    for index in range(-3, 0):
+        frames[index] = changed(frames[index], city=np.full(ROWS, "north"))
+    found = diagnose(frames[-1], frames[:-1], Events(), seed=1, gap=2)
+    assert (found.verdict, found.kind, found.subjects) == ("data_quality", "stuck", ("city",))
+    assert found.evidence[0].windows == PAST + 4 - 2 - 4
+
+
+def test_the_code_of_the_view_is_asked_before_the_source_is_blamed() -> None:
+    *past, window = stream(2)
+    other = changed(window, price=window.columns["price"] * 100)
+    found = judge([*past, other], Events(code_changed=True))
+    assert (found.verdict, found.kind, found.action) == ("serving_skew", "code", "escalate")
+    assert judge([*past, window], Events(code_changed=True)).verdict == "none"
+
+
 def test_labels_that_have_not_come_are_a_delay_and_hold_training() -> None:
     *past, window = stream(14)
     late = np.where(np.arange(ROWS) % 5 > 0, np.nan, window.labels)
