@@ -848,7 +848,7 @@ class Diagnosis:
     action: DiagnosisAction
     kind: str = ""
     """Of data quality: missing, stuck, new_category, range, refused; of noise: symmetric, lost_positive,
-    lost_negative; of a covariate shift: harmful, harmless. Empty elsewhere."""
+    lost_negative; of a covariate shift: harmful, harmless; of skew: code. Empty elsewhere."""
     subjects: tuple[str, ...] = ()
     """Features at fault, or the segment (`carrier=UA`), the worst first."""
     way: str = ""

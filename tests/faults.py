@@ -82,7 +82,7 @@ def judged(name: str) -> range:
 
 
 @functools.cache
-def _all(name: str) -> tuple[Columns, npt.NDArray[np.float64]]:
+def columns_of(name: str) -> tuple[Columns, npt.NDArray[np.float64]]:
     data = load(name)
     columns: Columns = {}
     for column, values in data.features.items():
@@ -94,7 +94,7 @@ def _all(name: str) -> tuple[Columns, npt.NDArray[np.float64]]:
 
 
 def _rows(name: str, rows: Any) -> tuple[Columns, npt.NDArray[np.float64]]:
-    columns, labels = _all(name)
+    columns, labels = columns_of(name)
     return {column: values[rows] for column, values in columns.items()}, labels[rows].copy()
 
 
@@ -330,7 +330,7 @@ def _visible(draft: _Draft) -> tuple[str, Any, float]:
         keep = 1 / draft.random.uniform(5, 20)
         shares = [float(_side(frame.columns[name], upper).mean()) for frame in draft.past]
         rows = _tilt(draft, draft.index, name, upper, keep)
-        now = float(_side(_all(draft.name)[0][name][rows], upper).mean())
+        now = float(_side(columns_of(draft.name)[0][name][rows], upper).mean())
         if abs(now - shares[-1]) > 1.5 * np.abs(np.diff(shares)).max():
             break
     return name, upper, keep
@@ -447,7 +447,7 @@ def noise_symmetric(draft: _Draft) -> None:
 
 
 def noise_one_class(draft: _Draft) -> None:
-    """30 to 50 % of one class (drawn) is labelled as the other; of counts, the upper half as one of the lower."""
+    """30 to 50 % of one class (drawn) is labelled as the other; of counts, from above the median to below."""
     share, labels = draft.random.uniform(0.3, 0.5), draft.labels
     if load(draft.name).kind == "binary":
         one = float(draft.random.integers(2))
@@ -551,7 +551,7 @@ FAULTS: dict[str, Callable[[_Draft], None]] = {
     fault.__name__: fault
     for fault in (
         none, missing, unit, scale, new_category, stuck, covariate, traffic_mix, season, concept,
-        concept_local, concept_drifted, noise_symmetric, noise_one_class, prior, label_delay, good_version, bad_version,
-        serving_skew, schema,
+        concept_local, concept_drifted, noise_symmetric, noise_one_class, prior, label_delay,
+        good_version, bad_version, serving_skew, schema,
     )
 }  # fmt: skip

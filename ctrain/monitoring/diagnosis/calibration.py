@@ -60,8 +60,8 @@ def family_ratios(values: Floats, floor: float) -> tuple[Floats, float]:
         floor: Added to all: distances below it are noise.
 
     Returns:
-        Ratio of each member, and the largest that any past window shows against the other past
-        windows, whichever the member: what one window in the whole family's past went at most.
+        Ratio of each member; and, of the largest ratios that each past window shows against the other
+        past windows, whichever the member, the second largest: one odd window does not blind the stream.
     """
     raised = values + floor
     past = raised[:-1]
@@ -69,4 +69,4 @@ def family_ratios(values: Floats, floor: float) -> tuple[Floats, float]:
     # the largest of the others: the second largest for the window that is the largest itself
     others = np.where(past == order[-1], order[-2], order[-1])
     ratios: Floats = raised[-1] / order[-1]
-    return ratios, float((past / others).max())
+    return ratios, float(np.sort((past / others).max(axis=1))[-2])

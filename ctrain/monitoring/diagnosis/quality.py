@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctrain.monitoring.diagnosis.calibration import Compared, compare
+from ctrain.monitoring.diagnosis.frames import Floats
 from ctrain.monitoring.diagnosis.inputs import Inputs
 
 MARGIN = 2.5
@@ -53,15 +54,19 @@ def broken_features(inputs: Inputs, first: int) -> tuple[Broken, ...]:
             if name in found or series[-1] - np.median(series[:-1]) <= effect:
                 continue
             # where some values are missing anyway, a shift of other features moves that share a little
-            usual, highest = float(np.median(series[:-1])), float(series[:-1].max())
             compared = compare(sign, series, MARGIN, effect)
-            doubled = series[-1] > min(2 * highest, (1 + highest) / 2)
-            if usual < MOSTLY and doubled and (compared.passed or compared.limit >= 1):
+            if compared.usual < MOSTLY and _doubled(series) and (compared.passed or compared.limit >= 1):
                 kind = sign if sign != "novel" else ("new_category" if inputs.text[column] else "range")
                 found[name] = Broken(name, kind, compared)
         if sign == "missing":
             found |= _stuck(inputs, first, found)
     return tuple(sorted(found.values(), key=lambda b: b.compared.usual - b.compared.value))
+
+
+def _doubled(series: Floats) -> bool:
+    """Whether a share is twice the highest there was, or half-way from it to 1."""
+    highest = float(series[:-1].max())
+    return bool(series[-1] > min(2 * highest, (1 + highest) / 2))
 
 
 def _stuck(inputs: Inputs, first: int, known: Container[str]) -> dict[str, Broken]:
@@ -70,6 +75,6 @@ def _stuck(inputs: Inputs, first: int, known: Container[str]) -> dict[str, Broke
     for column, name in enumerate(inputs.names):
         run = compare("stuck", inputs.run[first:, column], 1.0, RUN_EFFECT)
         surprise = compare("surprise", inputs.surprise[first:, column], MARGIN, RUN_SURPRISE)
-        if name not in known and run.value > RUN_EFFECT and surprise.passed:
+        if name not in known and run.passed and surprise.passed and _doubled(inputs.run[first:, column]):
             found[name] = Broken(name, "stuck", run)
     return found

@@ -71,10 +71,11 @@ def read_relation(
     """Compare the relation in each window with that of the windows before it.
 
     Args:
-        windows: Oldest first, the judged one last.
+        windows: Oldest first, the judged one last; without those of the gap before it.
         inputs: The same windows, coded.
         random: Draws the rows that the models are fitted on.
-        gap: Windows left out between a window and those it is compared with.
+        gap: Windows that were left out before the judged one, and are between each other one and those
+            that it is compared with.
     """
     labels = [_labels(window) for window in windows]
     scale = _scale(labels[:-1], windows[-1].kind)
@@ -82,8 +83,10 @@ def read_relation(
     found: list[dict[str, float]] = []
     judged = False
     segments: tuple[Segment, ...] = ()
-    for index in range(BEFORE + gap, len(windows)):
-        before = range(index - gap - BEFORE, index - gap)
+    last = len(windows) - 1
+    for index in (*range(BEFORE + gap, last), last):
+        end = index if index == last else index - gap
+        before = range(end - BEFORE, end)
         fitted = _fit(inputs, labels, before, scale, random)
         known = np.isfinite(labels[index])
         if fitted is None or known.sum() < MINIMUM_LABELS:
@@ -95,7 +98,7 @@ def read_relation(
         champion = _scaled(windows[index].scores[known], scale)
         calibrated, renewed = _corrected(codes, groups, truth, was)
         found.append(_statistics(truth, was, champion, calibrated, renewed, windows[-1].kind))
-        judged = index == len(windows) - 1
+        judged = index == last
         if judged:
             saved = ((truth - was) ** 2 - (truth - renewed) ** 2) / truth.var()
             segments = _segments(inputs, codes, saved)

@@ -12,8 +12,8 @@ from ctrain.monitoring.diagnosis.inputs import Inputs, distances
 
 REFERENCE = 2
 """Windows that a window's distribution is compared with."""
-FLOOR = 0.005
-MARGIN = 1.2
+FLOOR = 0.02
+MARGIN = 1.25
 """Times the farthest ratio of the past beyond which a feature has moved."""
 EFFECT = 0.05
 """Least distance of a feature that moved."""
@@ -33,12 +33,14 @@ def read_shift(inputs: Inputs, gap: int) -> Shift:
     """Compare each window's distributions with those of the windows before it.
 
     Args:
-        inputs: Coded windows, the judged one last.
-        gap: Windows left out between a window and those it is compared with.
+        inputs: Coded windows, the judged one last; without those of the gap before it.
+        gap: Windows that were left out before the judged one, and are between each other one and those
+            that it is compared with.
     """
     first = REFERENCE + gap
     shares = inputs.shares
-    before = np.stack([shares[i - gap - REFERENCE : i - gap].mean(axis=0) for i in range(first, len(shares))])
+    ends = [*range(first - gap, len(shares) - 1 - gap), len(shares) - 1]
+    before = np.stack([shares[end - REFERENCE : end].mean(axis=0) for end in ends])
     far = distances(shares[first:], before, inputs.text)
     ratios, farthest = family_ratios(far, FLOOR)
     limit = MARGIN * max(farthest, 1.0)
@@ -50,10 +52,10 @@ def read_shift(inputs: Inputs, gap: int) -> Shift:
             compared = Compared("moved", float(far[-1, column]), usual, bound, len(far) - 1, True)
             moved.append((inputs.names[column], compared))
     columns = [inputs.names.index(name) for name, _ in moved]
-    return Shift(tuple(moved), _seen_before(inputs, far, columns, first) if columns else ())
+    return Shift(tuple(moved), _seen_before(inputs, far, columns) if columns else ())
 
 
-def _seen_before(inputs: Inputs, far: Floats, columns: list[int], first: int) -> tuple[int, ...]:
+def _seen_before(inputs: Inputs, far: Floats, columns: list[int]) -> tuple[int, ...]:
     """Windows in which the moved features lay as they lie now, with others in between."""
     shares = inputs.shares[:, columns]
     apart = distances(shares[:-1], shares[-1], inputs.text[columns])

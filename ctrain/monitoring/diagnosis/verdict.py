@@ -20,6 +20,7 @@ from ctrain.monitoring.diagnosis.relation import (
     BEFORE,
     MINIMUM_LABELS,
     Relation,
+    Segment,
     read_relation,
     scaled_labels,
 )
@@ -36,13 +37,14 @@ REFUSED_EFFECT, UNLABELLED_EFFECT, SKEW_EFFECT = 0.03, 0.1, 0.001
 LOSS_EFFECT = 0.03
 EXCESS_EFFECT = 0.05
 """Least change of a loss, and least of one by the level alone, in shares of the labels' variance."""
-GAIN_MARGIN, EXCESS_MARGIN, SKILL_MARGIN, NOISE_MARGIN, VERSION_MARGIN = 1.0, 2.2, 1.3, 1.2, 2.0
+GAIN_MARGIN, EXCESS_MARGIN, SKILL_MARGIN, NOISE_MARGIN, VERSION_MARGIN = 1.0, 2.2, 1.3, 1.5, 2.0
 VERSION_EFFECT, VERSION_BLOCKS, VERSION_ERRORS = 0.06, 5, 2.5
 """Least paired loss of a bad version; blocks of the window that must agree; standard errors over them."""
 NOISE_EFFECT = 1.0
 """Log-likelihood a hundred rows, or hundredths of the rows, from which labels look flipped."""
-LOCAL = 0.25
-"""Part of the segment's loss that the rest of the rows may show at most, for a local change."""
+LOCAL, MAJORITY = 0.25, 0.6
+"""Of a local change: what the rest of the rows loses at most, of the segment's loss a row; the segment's
+least part of the whole loss."""
 AUDIT = 300
 
 ACTIONS: dict[DiagnosisVerdict, DiagnosisAction] = {
@@ -92,15 +94,15 @@ def diagnose(
             wanted. The newest ones are the reference, all of them the calibration.
         events: What is known without statistics.
         seed: Of the draws of rows; the same arguments give the same diagnosis.
-        gap: Newest past windows that are left out of the reference, because what is looked for may have
-            begun in them; each past window is then compared with the same gap.
+        gap: Newest past windows that are left out, because what is looked for may have begun in them; each
+            past window is then compared with the same gap. Windows since a promotion are left out as well.
         rows: Rows of a window that are looked at, at most.
     """
     case = _Case(window, list(past), events, gap + (events.promoted_windows_ago or 0), [])
     known = _from_events(case)
     if known is not None:
         return known
-    counted = len(past) - BEFORE - case.gap
+    counted = len(past) - BEFORE - 2 * case.gap
     if window.rows < MINIMUM_ROWS:
         more = MINIMUM_ROWS - window.rows
         return case.conclude("unknown", f"{window.rows} rows are too few", would_decide=f"{more} more rows")
@@ -110,7 +112,9 @@ def diagnose(
             would_decide=f"{CALIBRATION - counted} more windows",
         )  # fmt: skip
     random = np.random.default_rng(seed)
-    windows = [sampled(frame, rows, random) for frame in (*past, window)]
+    # windows of the gap may be spoiled: they are neither reference nor calibration
+    case.past = case.past[: len(past) - case.gap]
+    windows = [sampled(frame, rows, random) for frame in (*case.past, window)]
     inputs = read_inputs(windows)
     return (
         _quality(case, inputs)
@@ -152,9 +156,19 @@ def _quality(case: _Case, inputs: Inputs) -> Diagnosis | None:
         text = f"{one.feature}: {one.kind}, {now:.1%} of the rows, usually {usual:.1%}"
         case.evidence.append(one.compared.evidence(text, one.feature))
     names = tuple(one.feature for one in broken)
+    if case.events.code_changed:
+        return _by_code(case, names)
     return case.conclude(
         "data_quality", case.evidence[0].text, kind=broken[0].kind, subjects=names,
         way=f"quarantine the window's rows of {', '.join(names[:3])}",
+    )  # fmt: skip
+
+
+def _by_code(case: _Case, names: tuple[str, ...]) -> Diagnosis:
+    """Inputs that changed with the code that makes them: the code is asked before the source is blamed."""
+    return case.conclude(
+        "serving_skew", f"{names[0]} changed with the code of the view", kind="code", subjects=names,
+        way="compare the view's old and new code on the same rows",
     )  # fmt: skip
 
 
@@ -268,7 +282,7 @@ def _changed(case: _Case, relation: Relation, shift: Shift) -> Diagnosis | None:
 
 def _concept(case: _Case, relation: Relation, gain: Compared) -> Diagnosis:
     local = relation.segments[0] if relation.segments else None
-    if local is not None and local.outside < LOCAL * local.inside:
+    if local is not None and _is_local(local):
         name = f"{local.feature}={local.level}"
         text = f"{name} ({local.share:.0%} of the rows): {local.inside:.2f}, elsewhere {local.outside:.2f}"
         case.evidence.append(DiagnosisEvidence("segment", name, local.inside, limit=local.outside, text=text))
@@ -282,6 +296,11 @@ def _concept(case: _Case, relation: Relation, gain: Compared) -> Diagnosis:
     )  # fmt: skip
 
 
+def _is_local(segment: Segment) -> bool:
+    inside, outside = segment.inside * segment.share, segment.outside * (1 - segment.share)
+    return segment.outside < LOCAL * segment.inside and inside >= MAJORITY * (inside + outside)
+
+
 def _moved(case: _Case, shift: Shift, relation: Relation, enough: bool) -> Diagnosis | None:
     if not shift.moved:
         return None
@@ -290,8 +309,10 @@ def _moved(case: _Case, shift: Shift, relation: Relation, enough: bool) -> Diagn
             moved.evidence(f"{name} moved by {moved.value:.2f}, usually {moved.usual:.2f}", name)
         )
     names = tuple(name for name, _ in shift.moved)
+    if case.events.code_changed:
+        return _by_code(case, names)
     if shift.like:
-        back = shift.like[-1]
+        back = shift.like[-1] + case.gap
         return case.conclude(
             "season", f"{names[0]} moved as it did {back} windows ago, and came back since", subjects=names,
             way="wait: it was so before",

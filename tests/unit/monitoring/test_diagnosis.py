@@ -52,9 +52,9 @@ def changed(frame: Frame, **columns: npt.NDArray[np.generic]) -> Frame:
 
 
 def test_a_stream_without_fault_is_diagnosed_as_none_and_asks_for_nothing() -> None:
-    found = [judge(stream(seed)) for seed in range(6)]
-    assert sum(one.verdict == "none" for one in found) >= 5
-    assert {one.action for one in found} <= {"none", "wait", "escalate"}
+    found = [judge(stream(seed)) for seed in range(5)]
+    assert sum(one.verdict == "none" for one in found) >= 4
+    assert not {one.action for one in found} & {"quarantine", "retrain", "recalibrate", "roll_back"}
 
 
 def test_missing_values_are_data_quality_of_that_feature() -> None:
@@ -183,6 +183,23 @@ def test_events_decide_before_statistics() -> None:
     assert (refused.verdict, refused.kind) == ("data_quality", "refused")
 
 
+def test_a_fault_that_began_some_windows_ago_is_found_with_a_gap() -> None:
+    frames = stream(21, PAST + 5)
+    for index in range(-3, 0):
+        frames[index] = changed(frames[index], city=np.full(ROWS, "north"))
+    found = diagnose(frames[-1], frames[:-1], Events(), seed=1, gap=2)
+    assert (found.verdict, found.kind, found.subjects) == ("data_quality", "stuck", ("city",))
+    assert found.evidence[0].windows == PAST + 4 - 2 - 4
+
+
+def test_the_code_of_the_view_is_asked_before_the_source_is_blamed() -> None:
+    *past, window = stream(2)
+    other = changed(window, price=window.columns["price"] * 100)
+    found = judge([*past, other], Events(code_changed=True))
+    assert (found.verdict, found.kind, found.action) == ("serving_skew", "code", "escalate")
+    assert judge([*past, window], Events(code_changed=True)).verdict == "none"
+
+
 def test_labels_that_have_not_come_are_a_delay_and_hold_training() -> None:
     *past, window = stream(14)
     late = np.where(np.arange(ROWS) % 5 > 0, np.nan, window.labels)
@@ -307,8 +324,8 @@ def test_family_ratios_are_those_of_a_plain_loop(seed: int, windows: int, member
     ratios, farthest = family_ratios(values, 0.01)
     past = values[:-1] + 0.01
     assert np.allclose(ratios, (values[-1] + 0.01) / past.max(axis=0))
-    plain = max((past[i] / np.delete(past, i, axis=0).max(axis=0)).max() for i in range(windows - 1))
-    assert np.isclose(farthest, plain)
+    plain = [(past[i] / np.delete(past, i, axis=0).max(axis=0)).max() for i in range(windows - 1)]
+    assert np.isclose(farthest, sorted(plain)[-2])
 
 
 @settings(max_examples=20, deadline=None)
