@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
-from ctrain.spec.evaluation import HIGHER_IS_BETTER
+from ctrain.spec.base import HIGHER_IS_BETTER
 
 Floats = npt.NDArray[np.float64]
 

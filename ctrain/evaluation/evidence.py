@@ -31,7 +31,7 @@ from ctrain.evaluation.blocks import (
     value_statistics,
 )
 from ctrain.evaluation.scales import Scales, replicate_scatter, scales_from
-from ctrain.spec.evaluation import HIGHER_IS_BETTER
+from ctrain.spec.base import HIGHER_IS_BETTER
 
 __all__ = [
     "CLASSIFIER_STATISTICS",

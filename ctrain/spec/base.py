@@ -76,7 +76,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Metric = Literal["auc", "average_precision", "f1", "log_loss", "brier", "ece", "value"]
 """Metrics of a binary classifier that gates, goals and triggers may name."""
 
-HIGHER_IS_BETTER: frozenset[Metric] = frozenset({"auc", "average_precision", "f1", "value"})
+HIGHER_IS_BETTER: frozenset[str] = frozenset(
+    {"auc", "f1", "average_precision", "accuracy", "macro_f1", "auc_one_vs_rest", "value", "rank_correlation"}
+)
 
 
 def outside(metric: Metric, bound: float) -> str:

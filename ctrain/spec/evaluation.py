@@ -7,10 +7,17 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from ctrain.spec.base import ColumnName, Metric, Share, Spec, fault, faults, outside, seconds, values_of
-
-HIGHER_IS_BETTER: frozenset[str] = frozenset(
-    {"auc", "f1", "average_precision", "accuracy", "macro_f1", "auc_one_vs_rest", "value", "rank_correlation"}
+from ctrain.spec.base import (
+    HIGHER_IS_BETTER,
+    ColumnName,
+    Metric,
+    Share,
+    Spec,
+    fault,
+    faults,
+    outside,
+    seconds,
+    values_of,
 )
 
 GateMetric = Literal[

@@ -15,9 +15,10 @@ import pytest
 from factories import spec
 
 from ctrain.features import Column
-from ctrain.monitoring.rows import Rows
+from ctrain.monitoring.monitors import Monitors
+from ctrain.monitoring.rows import Rows, columns_of
 from ctrain.monitoring.sample import Sample
-from ctrain.monitoring.windows import columns_of, forget, judge_window
+from ctrain.monitoring.windows import forget, judge_window
 from ctrain.records import WindowReport, WindowRequest
 from ctrain.serving.ids import PredictionIds
 from ctrain.serving.labels import LabelStore, read_labels
@@ -464,17 +465,18 @@ def test_answers_without_a_label_are_in_no_block(logs: Logs) -> None:
     assert block.rows == 31
 
 
-def test_a_chosen_detector_is_calibrated_and_scored_with_the_others(logs: Logs) -> None:
-    logs.spec = spec(
-        label={"name": "y", "matures_after": MATURES, "horizon": HORIZON},
-        monitoring={
-            "minimum_rows": 10,
-            "drift": {"calibration_windows": 40, "detectors": [{"type": "ks", "features": ["size"]}]},
-        },
-    )
-    calm = judge_hours(logs, range(3), reference=Days(7))
-    assert "drift" not in states(calm)
-    moved = judge_hours(logs, range(3, 12), shift=3.0)
-    causes = [cause.feature for window in moved for report in window.drift for cause in report.causes]
-    assert "size" in causes
-    assert any(cause.startswith("ks:size") for cause in causes)
+def test_a_chosen_detector_is_calibrated_with_the_others_and_survives_the_way_through_bytes() -> None:
+    chosen = {"calibration_windows": 40, "detectors": [{"type": "ks", "features": ["size"]}]}
+    asked = spec(monitoring={"drift": chosen})
+    window = rows_of(8).at(slice(0, 60))
+    monitors = Monitors.begin(asked, "v7", window, Days(7).landed)
+    assert monitors.by_kind["data"].layout.statistics == ("ks:size",)
+    again = Monitors.from_bytes(monitors.to_bytes(), asked)
+    nothing = window.at(slice(0, 0))
+    assert again.update(window, nothing, asked) == monitors.update(window, nothing, asked)
+    assert again.to_bytes() == monitors.to_bytes()
+    for at in range(1, 9):
+        moved = rows_of(8).at(slice(60 * at, 60 * at + 60))
+        moved.columns["size"][:] += 3.0
+        (data, *_) = monitors.update(moved, nothing, asked)
+    assert data.state == "drift"
