@@ -898,6 +898,8 @@ class KnownFacts:
 
     promoted_ago: float | None = None
     """Seconds since the champion took over from another one; None if it is the first."""
+    previous: str = ""
+    """The champion before it; empty if there is none."""
     refused_share: float = 0.0
     """Share of the newest partition's rows that the contract refused."""
     usual_refused_share: float = 0.0

@@ -84,6 +84,7 @@ def known_facts(state: State, end: float) -> KnownFacts:
         shares.append(fact.refused_rows / seen if seen else 0.0)
     return KnownFacts(
         promoted_ago=max(0.0, end - state.promoted_at) if state.previous else None,
+        previous=state.previous,
         refused_share=shares[-1] if shares else 0.0,
         usual_refused_share=max(shares[:-1], default=0.0),
     )

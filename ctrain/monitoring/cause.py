@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -40,6 +41,7 @@ def why_it_moved(
     length: float,
     facts: KnownFacts,
     unlabelled: float | None,
+    previous: Floats | None = None,
     seed: int = 0,
 ) -> Diagnosis:
     """Diagnose the newest piece of the stream.
@@ -50,22 +52,23 @@ def why_it_moved(
         length: Of a piece, in seconds.
         facts: What the controller knows of sources and promotions.
         unlabelled: Share of the matured answers that got no label; None if none matured.
+        previous: What the champion before would have answered to the live rows, NaN where it was not asked.
         seed: Of the draws of rows.
     """
     end, begin = float(live.times[-1]), float(live.times[0])
-    before = [rows.at(rows.times < begin) for rows in landed]
-    stream = joined([*(rows for rows in before if len(rows)), live])
+    before = [rows for rows in (rows.at(rows.times < begin) for rows in landed) if len(rows)]
+    stream = joined([*before, live])
     pieces = np.ceil((end - stream.times) / length - 1e-9).clip(min=1).astype(np.int64)
-    frames = [
-        _frame(stream.at(pieces == number)) for number in range(min(int(pieces.max()), PIECES + 1), 0, -1)
-    ]
-    promoted = None
-    if facts.promoted_ago is not None:
-        promoted = int(facts.promoted_ago // length)
+    first = min(int(pieces.max()), PIECES + 1)
+    frames = [_frame(stream.at(pieces == number)) for number in range(first, 0, -1)]
+    if previous is not None and np.isfinite(previous).any():
+        shadow = np.concatenate([np.full(len(stream) - len(live), np.nan), previous])
+        frames[-1] = replace(frames[-1], previous=shadow[pieces == 1])
+    ago = None if facts.promoted_ago is None else int(facts.promoted_ago // length)
     events = Events(
         refused_share=facts.refused_share,
         usual_refused_share=facts.usual_refused_share,
-        promoted_windows_ago=promoted if promoted is not None and promoted < PIECES else None,
+        promoted_windows_ago=ago if ago is not None and ago < PIECES else None,
         unlabelled_share=unlabelled,
     )
     return diagnose(frames[-1], [one for one in frames[:-1] if one.rows], events, seed)

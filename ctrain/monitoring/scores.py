@@ -310,13 +310,24 @@ class Scores:
 
     def labels_of(self, prediction_ids: Sequence[str], end: float) -> npt.NDArray[np.float64]:
         """Labels of some answers that had come by a time; NaN for the others."""
-        found: dict[str, float] = {}
-        for start in range(0, len(prediction_ids), _ASKED_AT_ONCE):
-            names = prediction_ids[start : start + _ASKED_AT_ONCE]
-            places = ",".join("?" * len(names))
-            query = "select prediction_id, value from truth.labels where first_at < ? and prediction_id in "
-            found.update(self._db.execute(f"{query} ({places})", (end, *names)))
+        query = "select prediction_id, value from truth.labels where first_at < ? and prediction_id in "
+        found = self._found(query, end, prediction_ids)
         return np.array([found.get(name, np.nan) for name in prediction_ids], np.float64)
+
+    def shadows_of(self, prediction_ids: Sequence[str], version: str) -> npt.NDArray[np.float64]:
+        """What a version in shadow would have answered; NaN where it was not asked."""
+        query = "select prediction_id, value from shadows where version = ? and prediction_id in "
+        found = self._found(query, version, prediction_ids)
+        return np.array([found.get(name, np.nan) for name in prediction_ids], np.float64)
+
+    def _found(self, query: str, first: float | str, names: Sequence[str]) -> dict[str, float]:
+        """Values by prediction id, asked for in pieces."""
+        found: dict[str, float] = {}
+        for start in range(0, len(names), _ASKED_AT_ONCE):
+            piece = names[start : start + _ASKED_AT_ONCE]
+            places = ",".join("?" * len(piece))
+            found.update(self._db.execute(f"{query} ({places})", (first, *piece)))
+        return found
 
     def monitors(self, before: float) -> bytes | None:
         """State of the drift monitors after the newest window that ended before a time."""

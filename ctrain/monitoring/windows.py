@@ -228,11 +228,12 @@ def _diagnose(
         return None
     length = spec.monitoring.block
     sampled = list(samples.between(span[1] - (PIECES + 1) * length, span[1] + 1.0))
-    labels = scores.labels_of([one.prediction_id for one in sampled], request.end)
-    live = live_rows(sampled, labels, reference.columns)
+    names = [one.prediction_id for one in sampled]
+    live = live_rows(sampled, scores.labels_of(names, request.end), reference.columns)
+    previous = scores.shadows_of(names, request.facts.previous) if request.facts.previous else None
     matured = ready.labelled + ready.pending
     unlabelled = ready.pending / matured if matured else None
-    return why_it_moved(reference.landed(), live, length, request.facts, unlabelled)
+    return why_it_moved(reference.landed(), live, length, request.facts, unlabelled, previous)
 
 
 def _matured(ready: Ready) -> Rows:

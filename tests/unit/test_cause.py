@@ -66,3 +66,12 @@ def test_sampled_answers_come_back_as_columns() -> None:
     assert rows.columns["kind"].tolist() == ["a", ""]
     assert np.isnan(rows.columns["size"]).tolist() == [False, True]
     assert (rows.values.tolist(), rows.times.tolist()) == ([0.3, 0.4], [10.0, 20.0])
+
+
+def test_a_version_that_is_worse_than_the_one_before_on_the_same_rows_is_a_bad_version() -> None:
+    live = day(120, rows=2000)
+    spoiled = Rows(live.columns, 1 - live.values, live.labels, live.times)
+    facts = KnownFacts(promoted_ago=3600.0, previous="v6")
+    found = why_it_moved(map(day, range(100, 120)), spoiled, DAY, facts, 0.0, previous=live.values)
+    assert (found.verdict, found.action) == ("bad_version", "roll_back")
+    assert "the version before it" in found.reason
