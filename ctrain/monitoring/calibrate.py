@@ -34,7 +34,7 @@ SEEN = 4000
 LEAST_P = 0.005
 """One extreme window, a storm, never alarms alone."""
 
-CHANCE = 0.5
+CHANCE = 1.0
 """Standard errors by which dependence must exceed what independent windows show by chance."""
 
 LEAST_NOISE = 0.01

@@ -203,7 +203,7 @@ def _beyond_location_and_scale(layout: Layout, moved_FE: Floats, q_FB: Floats) -
     determinant = np.maximum(a * c - b * b, 1e-9 * a * c + 1e-12)
     shift, scale = (c * u - b * v) / determinant, (a * v - b * u) / determinant
     left: Floats = moved_FE - shift[:, None] * density - scale[:, None] * stretch
-    return np.where(here, left, 0.0)
+    return np.where(here & (here.sum(axis=1, keepdims=True) > 2), left, 0.0)  # two edges are fitted whole
 
 
 def _share(count: Floats, rows: Floats, count_q: Floats, rows_q: Floats) -> tuple[Floats, Floats]:
