@@ -32,6 +32,9 @@ SEED = 20130101
 TEST_WINDOW = 20
 """Rows of an online detector's sliding window."""
 
+UNUSED: dict[str, Any] = {"ert": 20, "n_bootstraps": 100, "verbose": False}
+"""Online detectors simulate thresholds when they are made; ours come from the stream, so: few runs."""
+
 NUMBERS_ONLY, CATEGORIES_ONLY, BINARY_ONLY = ("ks", "cvm"), ("chi_square",), ("fet", "fet_online")
 JOINT = ("mmd", "lsdd", "classifier", "mmd_online", "lsdd_online", "cvm_online")
 
@@ -163,11 +166,10 @@ def _fet(reference: Values, window: Values) -> float:
 def _fet_online(reference: Values, window: Values) -> float:
     from alibi_detect.cd import FETDriftOnline
 
-    sizes = [TEST_WINDOW]
     both = []
     for flip in (False, True):  # it looks for rises only
         here, there = (np.logical_xor(side, flip).astype(int) for side in (reference, window))
-        detector = FETDriftOnline(here, ert=100, window_sizes=sizes, n_bootstraps=100, verbose=False)
+        detector = FETDriftOnline(here, window_sizes=[TEST_WINDOW], **UNUSED | {"n_bootstraps": 400})
         try:
             both.append(_passed(detector, there))
         except ValueError:  # its book-keeping of windows fails now and then: no opinion
@@ -210,15 +212,11 @@ def _joint(kind: str, reference: Values) -> Callable[[Values], float]:
         )
         return lambda rows: float(made.predict(rows)["data"]["distance"])
     if kind == "cvm_online":
-        made = CVMDriftOnline(
-            reference, ert=100, window_sizes=[TEST_WINDOW], n_bootstraps=1000, verbose=False
-        )
+        made = CVMDriftOnline(reference, window_sizes=[TEST_WINDOW], **UNUSED | {"n_bootstraps": 400})
         return lambda rows: _passed(made, rows)
     if kind in ("mmd_online", "lsdd_online"):
         online = MMDDriftOnline if kind == "mmd_online" else LSDDDriftOnline
-        made = online(
-            reference, ert=100, window_size=TEST_WINDOW, backend="pytorch", n_bootstraps=100, verbose=False
-        )
+        made = online(reference, window_size=TEST_WINDOW, backend="pytorch", **UNUSED)
         return lambda rows: _passed(made, rows)
     made = (MMDDrift if kind == "mmd" else LSDDDrift)(reference, backend="pytorch", n_permutations=1)
     return lambda rows: float(made.predict(rows)["data"]["distance"])

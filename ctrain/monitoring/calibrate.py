@@ -34,7 +34,7 @@ SEEN = 4000
 LEAST_P = 0.005
 """One extreme window, a storm, never alarms alone."""
 
-CHANCE = 0.5
+CHANCE = 1.0
 """Standard errors by which dependence must exceed what independent windows show by chance."""
 
 LEAST_NOISE = 0.01
@@ -168,7 +168,7 @@ def both_ways(scores_NC: Floats, down: npt.NDArray[np.bool_]) -> Floats:
 
 
 def lagged(z_NC: Floats) -> Floats:
-    """1 and the last values of each score, shape [1 + LAGS, N, C]; what is not known counts as the mean, 0."""
+    """1 and the last values of each score, shape [1 + LAGS, N, C]; what is not known counts as 0."""
     filled = np.nan_to_num(z_NC)
     padded = np.vstack([np.zeros((LAGS, filled.shape[1])), filled])
     lags = [padded[LAGS - lag : len(padded) - lag] for lag in range(1, LAGS + 1)]
@@ -198,32 +198,37 @@ def _autoregression(z_NC: Floats, fold: npt.NDArray[np.int64]) -> tuple[Floats, 
 
 
 def spans(residuals_NC: Floats, down: npt.NDArray[np.bool_]) -> Floats:
-    """Windows over which each score's evidence depends on itself: integrated autocorrelation, 1 and above.
+    """Windows over which each score depends on itself: integrated autocorrelation, 1 and above.
 
-    From the variance of means of contiguous blocks, which of independent windows falls as blocks grow. What
-    chance alone may show is taken off, so that independent windows give 1.
+    Of its evidence, which storms bring in rows, or of its rank, which slow waves do: the larger one. From
+    the variance of means of contiguous blocks, which of independent windows falls as blocks grow. What
+    chance alone may show is taken off, so that independent windows give about 1.
 
     Args:
         residuals_NC: Residuals of past windows, oldest first.
         down: Scores that are watched downwards too; their spans come last.
     """
-    count = len(residuals_NC)
     there = ~np.isnan(residuals_NC)
     ranks = rankdata(residuals_NC, axis=0, nan_policy="omit")
     counted = there.sum(axis=0)
     p = np.hstack([counted + 1 - ranks, ranks[:, down]]) / (np.concatenate([counted, counted[down]]) + 1)
     there = np.hstack([there, there[:, down]])
     evidence = np.exp(log_e_values(np.maximum(p, LEAST_P))).mean(axis=0)
-    evidence = np.where(
-        there, evidence - (evidence * there).sum(axis=0) / np.maximum(there.sum(axis=0), 1), 0.0
-    )
-    total = np.maximum((evidence**2).sum(axis=0), 1e-12)
-    span = np.ones(evidence.shape[1])
+    return np.maximum(_span(evidence, there), _span(p, there))
+
+
+def _span(values_NK: Floats, there_NK: npt.NDArray[np.bool_]) -> Floats:
+    """Integrated autocorrelation of each column, of the values that are there."""
+    count = len(values_NK)
+    counted = np.maximum(there_NK.sum(axis=0), 1)
+    centred = np.where(there_NK, values_NK - np.where(there_NK, values_NK, 0.0).sum(axis=0) / counted, 0.0)
+    total = np.maximum((centred**2).sum(axis=0), 1e-12)
+    span = np.ones(centred.shape[1])
     size = 2
     while count // size >= 12:
         starts = np.arange(0, count, size)
-        sums = np.add.reduceat(evidence, starts, axis=0)
-        counts = np.add.reduceat(there.astype(np.float64), starts, axis=0)
+        sums = np.add.reduceat(centred, starts, axis=0)
+        counts = np.add.reduceat(there_NK.astype(np.float64), starts, axis=0)
         blocks = counts.sum(axis=0) ** 2 / np.maximum((counts**2).sum(axis=0), 1.0)
         ratio = (sums**2).sum(axis=0) / total
         span = np.maximum(span, ratio / (1.0 + CHANCE * np.sqrt(2.0 / np.maximum(blocks, 1.0))))

@@ -14,7 +14,7 @@ from scipy.special import ndtri
 
 from ctrain.monitoring.summary import Floats
 
-BETS = np.array([0.5, 1.0, 2.0])
+BETS = np.array([0.6, 1.2, 2.4])
 """Shifts, in units of a score's noise, that detectors bet on: each score has one detector a bet."""
 
 

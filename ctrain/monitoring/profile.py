@@ -145,14 +145,18 @@ def shifts(layout: Layout, window: Floats, entry: Entry) -> Shifts:
     missing = _share(
         w.missing_F, w.missing_F + w.bins_FB.sum(axis=1), q.missing_F, q.missing_F + q.bins_FB.sum(axis=1)
     )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_w = spread_w / known_w
+        scale = log_w - log_q / known_q
+        statistics = w.statistics_X / w.counted_X - q.statistics_X / q.counted_X
+    # The fit of shift and stretch is the first term of a series: the next one is no change of shape.
+    moved = (mean - mean_q) ** 2 + (log_w - 0.5 * np.log(spread_q)) ** 2
+    distance_variance = distance_variance + (0.12 * moved) ** 2
     share = _share(w.rows_S, np.full(len(w.rows_S), w.rows), q.rows_S, np.full(len(w.rows_S), q.rows))
     contrast, _ = _contrast(layout, w)
     with np.errstate(divide="ignore", invalid="ignore"):
         local = contrast - contrast_q / there_q[:, None]
         local_variance = spread_q * (1.0 / w.rows_S + 1.0 / (w.rows - w.rows_S))[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = spread_w / known_w - log_q / known_q
-        statistics = w.statistics_X / w.counted_X - q.statistics_X / q.counted_X
     sizes = [mean - mean_q, scale, distance * DISTANCE_TO_SD, missing[0], share[0]]
     variances = [spread_q / n, 0.5 / n, distance_variance * DISTANCE_TO_SD**2, missing[1], share[1]]
     return Shifts(
@@ -199,7 +203,7 @@ def _beyond_location_and_scale(layout: Layout, moved_FE: Floats, q_FB: Floats) -
     determinant = np.maximum(a * c - b * b, 1e-9 * a * c + 1e-12)
     shift, scale = (c * u - b * v) / determinant, (a * v - b * u) / determinant
     left: Floats = moved_FE - shift[:, None] * density - scale[:, None] * stretch
-    return np.where(here, left, 0.0)
+    return np.where(here & (here.sum(axis=1, keepdims=True) > 2), left, 0.0)  # two edges are fitted whole
 
 
 def _share(count: Floats, rows: Floats, count_q: Floats, rows_q: Floats) -> tuple[Floats, Floats]:

@@ -87,10 +87,10 @@ def test_a_shift_that_is_certain_but_tiny_is_no_alarm() -> None:
         return Stream(14, rows=6000, wander=0.002, features=3, season=0.0)
 
     stream = quiet()
-    monitor = begun(stream, past=150)
+    monitor = begun(stream, past=170)
     assert not any(report.alarm for report in follow(stream, monitor, 20, slightly))
     stream = quiet()
-    strict = begun(stream, past=150, spec=Drift(min_effect=0.02))
+    strict = begun(stream, past=170, spec=Drift(min_effect=0.02))
     assert first_alarm(follow(stream, strict, 20, slightly)) is not None
 
 
