@@ -138,7 +138,7 @@ def metric(look: Look, name: str, harm: float, safe: float, text: str, told: For
         alone,
         safe,
         look.enough,
-        text + in_words(told),
+        text + ("" if verdict == "fail" else in_words(told)),
         state,
         told.needed,
         told.unit,
