@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtri
 from scipy.stats import rankdata
 
 from ctrain.monitoring.evidence import log_e_values
@@ -43,8 +44,11 @@ LEAST_NOISE = 0.01
 TIE = 0.05
 """Residuals that are closer than this are equal: no rank is won by a rounding."""
 
-LEAST_TOP = 3.0
-"""Units of noise that any score may go without being far out."""
+FEWEST_AT_ONCE = 20.0
+"""Independent windows below which nothing is drift at once."""
+
+LEAST_TENTH, HEAVIEST = 0.3, 3.0
+"""Bounds on the scale at a tail's tenth, in units of noise, and on how much heavier than it the tail may be."""
 
 FEWEST = 40
 """Windows below which nothing is judged."""
@@ -66,12 +70,15 @@ class Calibration:
     """Residuals of at most `KEPT` windows, an even sample of the stream's past."""
     windows: int
     """Windows that they stand for."""
-    tops_K: Floats
-    """Farthest that each score went, upwards and then downwards, and at least 3."""
+    reach_K: Floats
+    """How far each residual may go, upwards and then downwards, before it is drift at once."""
+    stretch_K: Floats
+    """How much farther than the farthest one of the past that is."""
 
-    def add(self, residuals: Floats, tops: Floats) -> Calibration:
+    def add(self, residuals: Floats, down: npt.NDArray[np.bool_]) -> Calibration:
         """With one more window; beyond `KEPT` it takes the place of another one."""
-        return replace(self, tops_K=np.fmax(self.tops_K, tops))._sampled(residuals.astype(np.float32))
+        reach = np.fmax(self.reach_K, both_ways(residuals, down) * self.stretch_K)
+        return replace(self, reach_K=reach)._sampled(residuals.astype(np.float32))
 
     def _sampled(self, new: npt.NDArray[np.float32]) -> Calibration:
         windows = self.windows + 1
@@ -139,13 +146,14 @@ def past_shifts(
     return found, variances, fold
 
 
-def calibrate(layout: Layout, contexts: Sequence[str], windows_NP: Floats) -> Calibration:
+def calibrate(layout: Layout, contexts: Sequence[str], windows_NP: Floats, chances_K: Floats) -> Calibration:
     """Learn from past windows, oldest first.
 
     Args:
         layout: Of the summaries.
         contexts: Context of each window.
         windows_NP: Their summaries, each `profile.extended`, shape [windows, ...].
+        chances_K: Probability that each score, upwards and then downwards, may have of being drift at once.
     """
     found, variances, fold = past_shifts(layout, contexts, windows_NP)
     counted = np.maximum((~np.isnan(found)).sum(axis=0), 1)
@@ -157,9 +165,30 @@ def calibrate(layout: Layout, contexts: Sequence[str], windows_NP: Floats) -> Ca
     weights, residuals = _autoregression(z, fold)
     kept = np.sort(np.random.default_rng(0).permutation(len(residuals))[:KEPT])
     down = tails(layout)
-    tops = np.fmax.reduce(both_ways(z, down), axis=0, initial=LEAST_TOP)
+    span = spans(residuals, down)
+    reach, stretch = reaches(both_ways(residuals, down), span, chances_K)
     sample = residuals[kept].astype(np.float32)
-    return Calibration(center, between, weights, spans(residuals, down), sample, len(residuals), tops)
+    return Calibration(center, between, weights, span, sample, len(residuals), reach, stretch)
+
+
+def reaches(residuals_NK: Floats, spans_K: Floats, chances_K: Floats) -> tuple[Floats, Floats]:
+    """How far residuals go with the given chances, and how much that is beyond the farthest one seen.
+
+    By the farthest of so many independent windows, as if the tail were a normal's from there on; a tail that
+    is already heavier there than at its tenth is taken to become so again. Infinite where too few are known.
+    """
+    counted = (~np.isnan(residuals_NK)).sum(axis=0)
+    independent = counted / spans_K
+    enough = (counted >= FEWEST) & (independent >= FEWEST_AT_ONCE)
+    filled = np.where(enough, residuals_NK, 0.0)
+    there = np.where(np.isnan(filled), -np.inf, filled)
+    far = np.sort(there, axis=0)[::-1]
+    tenth = np.take_along_axis(far, (counted // 10)[None], axis=0)[0] / ndtri(0.9)
+    seen = -ndtri(1.0 / (np.maximum(independent, 2.0) + 1.0))
+    top = np.maximum(far[0], 1.0)
+    heavier = np.clip(top / seen / np.maximum(tenth, LEAST_TENTH), 1.0, HEAVIEST)
+    stretch = -ndtri(chances_K) / seen * heavier
+    return np.where(enough, top * stretch, np.inf), stretch
 
 
 def both_ways(scores_NC: Floats, down: npt.NDArray[np.bool_]) -> Floats:

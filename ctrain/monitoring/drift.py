@@ -35,15 +35,25 @@ GLOBAL, LOCAL, STATISTICS = 0.6, 0.4, 0.25
 FADING = 0.8
 """Of the running mean of shifts that the effect is read from: about five windows."""
 
+ROUNDING = 1e-9
+
 HEADROOM = 10.0
 """A detector alone may reach so many times what drift needs; more would only delay recovery."""
 
-EXTREME, OFTEN, LATELY = 2.0, 3, 5
-"""Drift at once: in three of the last five windows a score twice beyond all that the stream has shown."""
+AT_ONCE, PLAIN = 0.5, 0.7
+"""Of the budget, the part for drift that one window shows; of that, the part of means and scales."""
 
-_EVIDENCE = ("last", "log_m", "effect", "extreme")
-_WAITING = ("values", "residuals", "scores")
-_CALIBRATION = ("center_D", "between_D", "weights_LC", "spans_K", "residuals_NC", "tops_K")
+_EVIDENCE = ("last", "log_m", "effect")
+_WAITING = ("values", "residuals")
+_CALIBRATION = (
+    "center_D",
+    "between_D",
+    "weights_LC",
+    "spans_K",
+    "residuals_NC",
+    "reach_K",
+    "stretch_K",
+)
 
 WHATS: tuple[Literal["mean", "scale", "shape", "missing", "share"], ...] = (
     "mean",
@@ -61,7 +71,6 @@ class _Waiting:
     context: str
     values: Floats
     residuals: Floats
-    scores: Floats
     drift: bool
 
 
@@ -77,16 +86,15 @@ class DriftMonitor:
         self._profile = Profile()
         self._calibration: Calibration | None = None
         self._waiting: list[_Waiting] = []
+        self._last = np.zeros((LAGS, len(self._down)))
+        self.checks = 0
         self._forget()
 
     def _forget(self) -> None:
         """Start with no evidence."""
         self.state: DriftState = "steady"
-        self.checks = 0
-        self._last = np.zeros((LAGS, len(self._down)))
         self._log_m = np.full((len(BETS), len(self._weights)), -np.inf)
         self._effect = np.zeros(sum(sizes(self.layout)))
-        self._extreme = np.zeros((LATELY, len(self._weights)), dtype=bool)
 
     @staticmethod
     def begin(
@@ -135,7 +143,7 @@ class DriftMonitor:
         entry = self._profile.entries.get(context)
         if entry is None or entry.visits < 2:
             unknown = np.full(len(self._down), np.nan)
-            self._wait(_Waiting(context, summary.values, unknown, unknown, False))
+            self._wait(_Waiting(context, summary.values, unknown, False))
             return self._report("calibrating", summary, 0.0, f"fewer than two windows of {context} before")
         return self._judge(self._calibration, context, summary, entry)
 
@@ -171,8 +179,8 @@ class DriftMonitor:
         pairs = zip(about["contexts"], arrays["profile"], strict=True)
         monitor._profile = Profile({name: Entry(sums, visits) for (name, visits), sums in pairs})
         columns = [arrays[f"waiting_{name}"] for name in _WAITING]
-        for (context, drift), values, residuals, z in zip(about["waiting"], *columns, strict=True):
-            monitor._waiting.append(_Waiting(context, values, residuals, z, drift))
+        for (context, drift), values, residuals in zip(about["waiting"], *columns, strict=True):
+            monitor._waiting.append(_Waiting(context, values, residuals, drift))
         if about["windows"]:
             learned = {name: arrays[f"calibration_{name}"] for name in _CALIBRATION}
             monitor._calibration = Calibration(**learned, windows=about["windows"])
@@ -186,7 +194,8 @@ class DriftMonitor:
         self._past = []
         contexts = [context for context, _ in past]
         windows = [extended(self.layout, values) for _, values in past]
-        self._calibration = calibrate(self.layout, contexts, np.array(windows))
+        chances = AT_ONCE * _plain_weights(self.layout, self._down) / self.threshold
+        self._calibration = calibrate(self.layout, contexts, np.array(windows), chances)
         self._profile, self._waiting = Profile(), []
         for context, window in zip(contexts, windows, strict=True):
             self._profile = self._profile.add(context, window)
@@ -201,28 +210,28 @@ class DriftMonitor:
         self._effect = FADING * self._effect + (1 - FADING) * np.nan_to_num(moved)
         p = p_values(calibration, residuals, self._down)
         self._log_m = accumulate(self._log_m, p, calibration.spans_K, self._cap)
-        far = both_ways(z, self._down) > EXTREME * calibration.tops_K
-        self._extreme = np.vstack([far, self._extreme[:-1]])
-        worth = self._worth(which)
-        self._log_m = np.where(worth & (self._extreme.sum(axis=0) >= OFTEN), self._cap, self._log_m)
-        evidence = np.exp(self._log_m).mean(axis=0) * self._weights * worth
+        worth = self._worth(self._effect, which)
+        at_once = both_ways(residuals, self._down) > calibration.reach_K
+        at_once &= self._worth(np.nan_to_num(moved), which)
+        enough = np.log(self.threshold / self._weights) + ROUNDING
+        self._log_m = np.where(at_once, np.maximum(self._log_m, enough), self._log_m)
+        evidence = np.exp(self._log_m).mean(axis=0) * self._weights * (worth | at_once)
         self.checks += 1
         total = float(evidence.sum())
         state, reason = self._next(total)
         report = self._report(state, summary, total, reason, self._causes(evidence, which))
-        self._wait(_Waiting(context, summary.values, residuals, z, self.state == "drift"))
+        self._wait(_Waiting(context, summary.values, residuals, self.state == "drift"))
         return report
 
-    def _worth(self, which: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    def _worth(self, shift_D: Floats, which: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which scores show an effect that is worth an alarm; a statistic without a unit does."""
-        effect = self._effects(which)
-        least = self.spec.min_effect
-        worth: npt.NDArray[np.bool_] = np.isnan(effect) | (effect >= least)
+        effect = self._effects(shift_D, which)
+        worth: npt.NDArray[np.bool_] = np.isnan(effect) | (effect >= self.spec.min_effect)
         return worth
 
-    def _effects(self, which: npt.NDArray[np.int64]) -> Floats:
-        """Running mean shift that speaks for each score, positive in the score's direction."""
-        parts = np.split(self._effect, np.cumsum(sizes(self.layout))[:-1])
+    def _effects(self, shift_D: Floats, which: npt.NDArray[np.int64]) -> Floats:
+        """Shift that speaks for each score, positive in the score's direction; NaN for a statistic."""
+        parts = np.split(shift_D, np.cumsum(sizes(self.layout))[:-1])
         f, s = len(self.layout.features), len(self.layout.segment_names)
         local = parts[5].reshape(s, f)
         up, down = (
@@ -239,9 +248,7 @@ class DriftMonitor:
             self.state = "drift"
             return "drift", "the evidence is above the threshold" if before != "drift" else "drift goes on"
         if before == "drift":
-            checks = self.checks
             self._forget()
-            self.checks = checks
             return "recovered", "the stream is again as it was, or has become used to"
         self.state = "warning" if total >= warning else "steady"
         return self.state, "evidence is building" if self.state == "warning" else "no evidence of drift"
@@ -255,14 +262,13 @@ class DriftMonitor:
         if not ripe.drift:
             self._profile = self._profile.add(ripe.context, extended(self.layout, ripe.values))
         if self._calibration is not None and not np.isnan(ripe.residuals).all():
-            tops = both_ways(ripe.scores, self._down)
-            self._calibration = self._calibration.add(ripe.residuals, tops)
+            self._calibration = self._calibration.add(ripe.residuals, self._down)
 
     def _causes(self, evidence: Floats, which: npt.NDArray[np.int64]) -> tuple[DriftCause, ...]:
         total = float(evidence.sum())
         if total < 1.0:
             return ()
-        effects = self._effects(which)
+        effects = self._effects(self._effect, which)
         return tuple(
             self._cause(int(k), float(effects[k]), float(evidence[k] / total), which)
             for k in np.argsort(-evidence)[:3]
@@ -323,4 +329,12 @@ def _weights(layout: Layout, down: npt.NDArray[np.bool_]) -> Floats:
     counts = np.bincount(group, minlength=3)
     shares = np.where(counts > 0, [GLOBAL, LOCAL, STATISTICS], 0.0)
     weights: Floats = (shares / shares.sum() / np.maximum(counts, 1))[group]
+    return weights
+
+
+def _plain_weights(layout: Layout, down: npt.NDArray[np.bool_]) -> Floats:
+    """Share of each score in the budget for drift that one window shows."""
+    number = np.arange(len(down))
+    plain = np.concatenate([number, number[down]]) < 2 * len(layout.features)
+    weights: Floats = np.where(plain, PLAIN / plain.sum(), (1 - PLAIN) / (~plain).sum())
     return weights
