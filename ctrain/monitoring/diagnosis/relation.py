@@ -31,7 +31,7 @@ MINIMUM_LABELS = 100
 """Labelled rows of a window, and of those before it, without which its relation is not judged."""
 GROUPS = 8
 FOLDS = 5
-RIDGE = 30.0
+RIDGE = 100.0
 SEGMENT_SHARE, SEGMENT_LEVELS = 0.05, 24
 
 NAMES = (
