@@ -124,6 +124,8 @@ def _outside(
             near = NEAR * (high - low)
             outside[a:b] = there & ((now < low) | (now > high))
             far[a:b] = there & ((now < low - near) | (now > high + near))
+            if 2 * outside[a:b].sum() > there.sum():  # no season moves most values out of all that was
+                far[a:b] = outside[a:b]
         if there.any():
             low, high = min(low, now[there].min()), max(high, now[there].max())
     return outside, far

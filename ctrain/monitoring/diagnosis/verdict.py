@@ -320,9 +320,11 @@ def _moved(case: _Case, shift: Shift, relation: Relation, enough: bool) -> Diagn
     if case.events.traffic_mix:
         return case.conclude("traffic_mix", f"{names[0]} moved, and a change of mix is known", subjects=names)
     costs = enough and compare("excess", relation.values["excess"], EXCESS_MARGIN, EXCESS_EFFECT).passed
+    holds = "the relation holds" if enough else "the relation cannot be judged yet"
     return case.conclude(
-        "covariate_shift", f"{names[0]} moved further than ever before, and the relation holds",
-        subjects=names, kind="harmful" if costs else "harmless", action="retrain" if costs else "wait",
+        "covariate_shift", f"{names[0]} moved further than ever before, and {holds}", subjects=names,
+        would_decide="" if enough else _labels_needed(case, relation),
+        kind="harmful" if costs else "harmless", action="retrain" if costs else "wait",
         way="all slices, weighted towards the newest" if costs else "watch the loss",
     )  # fmt: skip
 
@@ -330,11 +332,14 @@ def _moved(case: _Case, shift: Shift, relation: Relation, enough: bool) -> Diagn
 def _nothing(case: _Case, relation: Relation, enough: bool) -> Diagnosis:
     if enough:
         return case.conclude("none", "Nothing lies beyond what this stream showed before")
-    if not relation.judged:
-        more = MINIMUM_LABELS - case.window.labelled
-        need = f"{max(more, 1)} more labels"
-    else:
-        need = "more past windows with labels"
     return case.conclude(
-        "unknown", "The inputs are as usual; the relation cannot be judged", would_decide=need
-    )
+        "unknown", "The inputs are as usual; the relation cannot be judged",
+        would_decide=_labels_needed(case, relation),
+    )  # fmt: skip
+
+
+def _labels_needed(case: _Case, relation: Relation) -> str:
+    if relation.judged:
+        return "more past windows with labels"
+    missing = MINIMUM_LABELS - case.window.labelled
+    return f"{missing} more labels" if missing > 0 else "labels of both classes"
