@@ -20,6 +20,7 @@ from ctrain.monitoring.diagnosis.frames import Floats, Frame, is_missing
 BINS = 24
 """Bins of a feature; one more holds missing values, and one what the past never had."""
 MISSING, OTHER = BINS, BINS + 1
+SEVERAL = 3
 NEAR = 0.25
 """Part of the earlier range by which seasons and growth may widen it: what lies so near it is no fault."""
 
@@ -36,7 +37,8 @@ class Inputs:
     missing: Floats
     """Share of missing values."""
     novel: Floats
-    """Share of rows whose value no earlier window had; a number just outside their range does not count."""
+    """Share of rows whose value no earlier window had. A number just outside their range does not count, nor
+    do one or two new ones inside it (an index that is published once a month)."""
     beyond: Floats
     """Share of rows far outside the range of all earlier windows; 0 for text."""
     run: Floats
@@ -79,7 +81,8 @@ def read_inputs(windows: Sequence[Frame]) -> Inputs:
         fresh[~absent] = first[place] == number[~absent]
         if not text[column]:
             outside, far = _outside(values, absent, starts)
-            fresh &= ~outside | far
+            several = np.bincount(first, minlength=len(windows))[number] >= SEVERAL
+            fresh &= several & ~outside | far
             beyond[:, column] = _share(far, number, starts)
         novel[:, column] = _share(fresh, number, starts)
         known = full[: starts[-2]]

@@ -17,8 +17,9 @@ from ctrain.monitoring.diagnosis.inputs import Inputs
 
 MARGIN = 2.5
 """Reach beyond which a share counts: a shift of other features moves shares too, but not so far."""
-MISSING_EFFECT, RUN_EFFECT, NEW_EFFECT, RANGE_EFFECT = 0.03, 0.1, 0.03, 0.05
-"""Least rise of a share worth a quarantine, in shares of rows."""
+MISSING_EFFECT, RUN_EFFECT, NEW_EFFECT, FAR_EFFECT, NOVEL_EFFECT = 0.03, 0.1, 0.03, 0.05, 0.25
+"""Least rise of a share worth a quarantine, in shares of rows. New numbers inside the range need many rows:
+weather brings some, a unit changes nearly all."""
 MOSTLY = 0.5
 """Usual share from which such values are the rule, and more of them no fault."""
 RUN_SURPRISE = 5.0
@@ -46,7 +47,8 @@ def broken_features(inputs: Inputs, first: int) -> tuple[Broken, ...]:
     signs = (
         ("missing", inputs.missing, MISSING_EFFECT),
         ("new_category", inputs.novel, NEW_EFFECT),
-        ("range", np.maximum(inputs.novel, inputs.beyond), RANGE_EFFECT),
+        ("range", inputs.beyond, FAR_EFFECT),
+        ("range", inputs.novel, NOVEL_EFFECT),
     )
     for sign, values, effect in signs:
         for column, name in enumerate(inputs.names):

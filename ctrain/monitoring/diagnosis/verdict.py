@@ -35,9 +35,10 @@ CALIBRATION = 6
 """Past windows with a reference of their own below which nothing is called by statistics."""
 REFUSED_EFFECT, UNLABELLED_EFFECT, SKEW_EFFECT = 0.03, 0.1, 0.001
 LOSS_EFFECT = 0.03
-EXCESS_EFFECT = 0.05
-"""Least change of a loss, and least of one by the level alone, in shares of the labels' variance."""
-GAIN_MARGIN, EXCESS_MARGIN, SKILL_MARGIN, NOISE_MARGIN, VERSION_MARGIN = 1.0, 2.2, 1.3, 1.5, 2.0
+GAIN_EFFECT, EXCESS_EFFECT = 0.05, 0.05
+"""Least change of a loss, of what a new relation saves, and of what a new level saves, in shares of the
+labels' variance."""
+GAIN_MARGIN, EXCESS_MARGIN, SKILL_MARGIN, NOISE_MARGIN, VERSION_MARGIN = 1.5, 2.2, 1.3, 1.5, 2.0
 VERSION_EFFECT, VERSION_BLOCKS, VERSION_ERRORS = 0.06, 5, 2.0
 """Least paired loss of a bad version; blocks of the window that must agree; standard errors over them."""
 NOISE_EFFECT = 1.0
@@ -238,7 +239,7 @@ def _against_previous(window: Frame) -> Compared | None:
 def _changed(case: _Case, relation: Relation, shift: Shift) -> Diagnosis | None:
     """The relation between inputs and labels: changed, blurred by labels, or only off in level."""
     values = relation.values
-    gain = compare("gain", values["gain"], GAIN_MARGIN, LOSS_EFFECT)
+    gain = compare("gain", values["gain"], GAIN_MARGIN, GAIN_EFFECT)
     skill = compare("skill", values["skill"], SKILL_MARGIN, LOSS_EFFECT, side=-1)
     excess = compare("excess", values["excess"], EXCESS_MARGIN, EXCESS_EFFECT)
     case.evidence += [
@@ -248,7 +249,7 @@ def _changed(case: _Case, relation: Relation, shift: Shift) -> Diagnosis | None:
         skill.evidence(f"any model explains {skill.value:.3f} of the labels, usually {skill.usual:.3f}"),
         excess.evidence(f"recalibration would save {excess.value:.3f}, usually {excess.usual:.3f}"),
     ]
-    if gain.passed and gain.value > LOSS_EFFECT:
+    if gain.passed and gain.value > GAIN_EFFECT:
         return _concept(case, relation, gain)
     order = compare("order", values["order"], 1.0, LOSS_EFFECT, side=-1)
     if order.passed and order.value < -LOSS_EFFECT < LOSS_EFFECT < order.usual:
@@ -269,7 +270,8 @@ def _changed(case: _Case, relation: Relation, shift: Shift) -> Diagnosis | None:
             "label_noise", f"Labels look flipped ({kind}), and no model would repair it", kind=kind,
             way=f"hold training on this window; audit {AUDIT} of its labels",
         )  # fmt: skip
-    if excess.passed and flips.value < -NOISE_EFFECT:
+    binary = case.window.kind == "binary"
+    if excess.passed and (flips.value < -NOISE_EFFECT if binary else not flips.passed):
         return case.conclude(
             "needs_recalibration",
             f"The level moved, the order holds: recalibration would save {excess.value:.3f}",
