@@ -82,6 +82,8 @@ def read_inputs(windows: Sequence[Frame]) -> Inputs:
         if not text[column]:
             outside, far = _outside(values, absent, starts)
             several = np.bincount(first, minlength=len(windows))[number] >= SEVERAL
+            # no season moves most values out of all that was, unless it is the number of a month
+            far |= outside & several & (_share(outside & ~absent, number, starts)[number] > 0.5)
             fresh &= several & ~outside | far
             beyond[:, column] = _share(far, number, starts)
         novel[:, column] = _share(fresh, number, starts)
@@ -127,8 +129,6 @@ def _outside(
             near = NEAR * (high - low)
             outside[a:b] = there & ((now < low) | (now > high))
             far[a:b] = there & ((now < low - near) | (now > high + near))
-            if 2 * outside[a:b].sum() > there.sum():  # no season moves most values out of all that was
-                far[a:b] = outside[a:b]
         if there.any():
             low, high = min(low, now[there].min()), max(high, now[there].max())
     return outside, far

@@ -39,7 +39,7 @@ GAIN_EFFECT, EXCESS_EFFECT = 0.05, 0.05
 """Least change of a loss, of what a new relation saves, and of what a new level saves, in shares of the
 labels' variance."""
 GAIN_MARGIN, EXCESS_MARGIN, SKILL_MARGIN, NOISE_MARGIN, VERSION_MARGIN = 1.5, 2.2, 1.3, 1.5, 2.0
-VERSION_EFFECT, VERSION_BLOCKS, VERSION_ERRORS = 0.06, 5, 2.0
+VERSION_EFFECT, VERSION_BLOCKS, VERSION_ERRORS = 0.1, 5, 2.0
 """Least paired loss of a bad version; blocks of the window that must agree; standard errors over them."""
 NOISE_EFFECT = 1.0
 """Log-likelihood a hundred rows, or hundredths of the rows, from which labels look flipped."""
