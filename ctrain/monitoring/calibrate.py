@@ -34,7 +34,7 @@ SEEN = 4000
 LEAST_P = 0.005
 """One extreme window, a storm, never alarms alone."""
 
-CHANCE = 2.0
+CHANCE = 1.0
 """Standard errors by which dependence must exceed what independent windows show by chance."""
 
 LEAST_NOISE = 0.01
@@ -42,6 +42,9 @@ LEAST_NOISE = 0.01
 
 TIE = 0.05
 """Residuals that are closer than this are equal: no rank is won by a rounding."""
+
+LEAST_TOP = 3.0
+"""Units of noise that any score may go without being far out."""
 
 FEWEST = 40
 """Windows below which nothing is judged."""
@@ -63,10 +66,14 @@ class Calibration:
     """Residuals of at most `KEPT` windows, an even sample of the stream's past."""
     windows: int
     """Windows that they stand for."""
+    tops_K: Floats
+    """Farthest that each score went, upwards and then downwards, and at least 3."""
 
-    def add(self, residuals: Floats) -> Calibration:
+    def add(self, residuals: Floats, tops: Floats) -> Calibration:
         """With one more window; beyond `KEPT` it takes the place of another one."""
-        new = residuals.astype(np.float32)
+        return replace(self, tops_K=np.fmax(self.tops_K, tops))._sampled(residuals.astype(np.float32))
+
+    def _sampled(self, new: npt.NDArray[np.float32]) -> Calibration:
         windows = self.windows + 1
         if len(self.residuals_NC) < KEPT:
             return replace(self, residuals_NC=np.vstack([self.residuals_NC, new]), windows=windows)
@@ -85,14 +92,16 @@ def tails(layout: Layout) -> npt.NDArray[np.bool_]:
     return np.concatenate([np.ones(2 * f), np.zeros(f), np.ones(f + s), np.zeros(2 * s + x)]).astype(bool)
 
 
-def scores(layout: Layout, sizes_D: Floats, variances_D: Floats, between_D: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
+def scores(
+    layout: Layout, sizes_D: Floats, variances_D: Floats, between_D: Floats
+) -> tuple[Floats, npt.NDArray[np.int64]]:
     """Scores in their own units of noise, and which feature speaks for each segment.
 
     Scores are the shifts, but for those inside segments: of each segment the largest rise and the largest
     fall over features, so that their number stays features + segments.
 
     Returns:
-        Scores, shape [C], and for the last 2 S of them before the statistics the feature's number, shape [2, S].
+        Scores, shape [C], and the number of the feature that speaks for each segment, up and down, [2, S].
     """
     z = sizes_D / np.sqrt(variances_D + between_D + LEAST_NOISE**2)
     parts = np.split(z, np.cumsum(sizes(layout))[:-1])
@@ -105,7 +114,9 @@ def scores(layout: Layout, sizes_D: Floats, variances_D: Floats, between_D: Floa
     return np.concatenate([*parts[:5], up, down, parts[6]]), which
 
 
-def past_shifts(layout: Layout, contexts: Sequence[str], windows_NP: Floats) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
+def past_shifts(
+    layout: Layout, contexts: Sequence[str], windows_NP: Floats
+) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
     """Shifts of past windows against the windows of the other folds, their variances, and the folds."""
     n = len(contexts)
     fold = np.arange(n) * min(FOLDS, n) // n
@@ -145,12 +156,19 @@ def calibrate(layout: Layout, contexts: Sequence[str], windows_NP: Floats) -> Ca
     z = np.array([scores(layout, d, v, between)[0] for d, v in zip(found, variances, strict=True)])
     weights, residuals = _autoregression(z, fold)
     kept = np.sort(np.random.default_rng(0).permutation(len(residuals))[:KEPT])
-    span = spans(residuals, tails(layout))
-    return Calibration(center, between, weights, span, residuals[kept].astype(np.float32), len(residuals))
+    down = tails(layout)
+    tops = np.fmax.reduce(both_ways(z, down), axis=0, initial=LEAST_TOP)
+    sample = residuals[kept].astype(np.float32)
+    return Calibration(center, between, weights, spans(residuals, down), sample, len(residuals), tops)
+
+
+def both_ways(scores_NC: Floats, down: npt.NDArray[np.bool_]) -> Floats:
+    """Scores upwards and, after them, downwards those that are watched so, along the last axis."""
+    return np.concatenate([scores_NC, -scores_NC[..., down]], axis=-1)
 
 
 def lagged(z_NC: Floats) -> Floats:
-    """1 and the last values of each score, shape [1 + LAGS, N, C]; what is not known counts as the mean, 0."""
+    """1 and the last values of each score, shape [1 + LAGS, N, C]; what is not known counts as 0."""
     filled = np.nan_to_num(z_NC)
     padded = np.vstack([np.zeros((LAGS, filled.shape[1])), filled])
     lags = [padded[LAGS - lag : len(padded) - lag] for lag in range(1, LAGS + 1)]
@@ -180,30 +198,37 @@ def _autoregression(z_NC: Floats, fold: npt.NDArray[np.int64]) -> tuple[Floats, 
 
 
 def spans(residuals_NC: Floats, down: npt.NDArray[np.bool_]) -> Floats:
-    """Windows over which each score's evidence depends on itself: integrated autocorrelation, 1 and above.
+    """Windows over which each score depends on itself: integrated autocorrelation, 1 and above.
 
-    From the variance of means of contiguous blocks, which of independent windows falls as blocks grow. What
-    chance alone may show is taken off, so that independent windows give 1.
+    Of its evidence, which storms bring in rows, or of its rank, which slow waves do: the larger one. From
+    the variance of means of contiguous blocks, which of independent windows falls as blocks grow. What
+    chance alone may show is taken off, so that independent windows give about 1.
 
     Args:
         residuals_NC: Residuals of past windows, oldest first.
         down: Scores that are watched downwards too; their spans come last.
     """
-    count = len(residuals_NC)
     there = ~np.isnan(residuals_NC)
     ranks = rankdata(residuals_NC, axis=0, nan_policy="omit")
     counted = there.sum(axis=0)
     p = np.hstack([counted + 1 - ranks, ranks[:, down]]) / (np.concatenate([counted, counted[down]]) + 1)
     there = np.hstack([there, there[:, down]])
-    evidence = log_e_values(p.ravel()).reshape(p.shape)
-    evidence = np.where(there, evidence - (evidence * there).sum(axis=0) / np.maximum(there.sum(axis=0), 1), 0.0)
-    total = np.maximum((evidence**2).sum(axis=0), 1e-12)
-    span = np.ones(evidence.shape[1])
+    evidence = np.exp(log_e_values(np.maximum(p, LEAST_P))).mean(axis=0)
+    return np.maximum(_span(evidence, there), _span(p, there))
+
+
+def _span(values_NK: Floats, there_NK: npt.NDArray[np.bool_]) -> Floats:
+    """Integrated autocorrelation of each column, of the values that are there."""
+    count = len(values_NK)
+    counted = np.maximum(there_NK.sum(axis=0), 1)
+    centred = np.where(there_NK, values_NK - np.where(there_NK, values_NK, 0.0).sum(axis=0) / counted, 0.0)
+    total = np.maximum((centred**2).sum(axis=0), 1e-12)
+    span = np.ones(centred.shape[1])
     size = 2
     while count // size >= 12:
         starts = np.arange(0, count, size)
-        sums = np.add.reduceat(evidence, starts, axis=0)
-        counts = np.add.reduceat(there.astype(np.float64), starts, axis=0)
+        sums = np.add.reduceat(centred, starts, axis=0)
+        counts = np.add.reduceat(there_NK.astype(np.float64), starts, axis=0)
         blocks = counts.sum(axis=0) ** 2 / np.maximum((counts**2).sum(axis=0), 1.0)
         ratio = (sums**2).sum(axis=0) / total
         span = np.maximum(span, ratio / (1.0 + CHANCE * np.sqrt(2.0 / np.maximum(blocks, 1.0))))
@@ -226,6 +251,9 @@ def p_values(calibration: Calibration, residuals: Floats, down: npt.NDArray[np.b
     ranks = np.concatenate([(1.0 + above) / (counted + 1.0), (1.0 + below) / (counted[down] + 1.0)])
     counted = np.concatenate([counted, counted[down]])
     stood_for = counted * min(calibration.windows, SEEN) / len(kept)
-    least = np.maximum(LEAST_P, 1.0 / (stood_for / calibration.spans_K + 1.0))
+    independent = np.maximum(stood_for / calibration.spans_K, 1.0)
+    least = np.maximum(LEAST_P, 1.0 / (independent + 1.0))
     silent = np.isnan(np.concatenate([values, values[down]])) | (counted < FEWEST)
+    # A share of so many independent windows is only known within its standard error.
+    ranks = np.minimum(ranks + np.sqrt(ranks * (1.0 - ranks) / independent), 1.0)
     return np.where(silent, np.nan, np.maximum(ranks, least))

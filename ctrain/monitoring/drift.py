@@ -19,8 +19,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ctrain.monitoring.calibrate import LAGS, Calibration, calibrate, p_values, scores, tails
-from ctrain.monitoring.evidence import accumulate
+from ctrain.monitoring.calibrate import LAGS, Calibration, both_ways, calibrate, p_values, scores, tails
+from ctrain.monitoring.evidence import BETS, accumulate
 from ctrain.monitoring.profile import Entry, Profile, extended, shifts, sizes
 from ctrain.monitoring.summary import Floats, Layout, Summary
 from ctrain.monitoring.tabular import tabular_drift as tabular_drift
@@ -42,7 +42,17 @@ HEADROOM = 10.0
 EXTREME, OFTEN, LATELY = 2.0, 3, 5
 """Drift at once: in three of the last five windows a score twice beyond all that the stream has shown."""
 
-WHATS: tuple[Literal["mean", "scale", "shape", "missing", "share"], ...] = ("mean", "scale", "shape", "missing", "share")
+_EVIDENCE = ("last", "log_m", "effect", "extreme")
+_WAITING = ("values", "residuals", "scores")
+_CALIBRATION = ("center_D", "between_D", "weights_LC", "spans_K", "residuals_NC", "tops_K")
+
+WHATS: tuple[Literal["mean", "scale", "shape", "missing", "share"], ...] = (
+    "mean",
+    "scale",
+    "shape",
+    "missing",
+    "share",
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ class _Waiting:
     context: str
     values: Floats
     residuals: Floats
+    scores: Floats
     drift: bool
 
 
@@ -74,7 +85,7 @@ class DriftMonitor:
         self.state: DriftState = "steady"
         self.checks = 0
         self._last = np.zeros((LAGS, len(self._down)))
-        self._log_m = np.full(len(self._weights), -np.inf)
+        self._log_m = np.full((len(BETS), len(self._weights)), -np.inf)
         self._effect = np.zeros(sum(sizes(self.layout)))
         self._extreme = np.zeros((LATELY, len(self._weights)), dtype=bool)
 
@@ -124,9 +135,49 @@ class DriftMonitor:
             return self._report("calibrating", summary, 0.0, reason)
         entry = self._profile.entries.get(context)
         if entry is None or entry.visits < 2:
-            self._wait(_Waiting(context, summary.values, np.full(len(self._down), np.nan), False))
+            unknown = np.full(len(self._down), np.nan)
+            self._wait(_Waiting(context, summary.values, unknown, unknown, False))
             return self._report("calibrating", summary, 0.0, f"fewer than two windows of {context} before")
         return self._judge(self._calibration, context, summary, entry)
+
+    def to_state(self) -> tuple[Json, dict[str, npt.NDArray[Any]]]:
+        """All that it knows, as plain JSON and plain arrays (for npz); bounded by the layout."""
+        about: Json = {
+            "layout": self.layout.to_json(),
+            "threshold": self.threshold,
+            "state": self.state,
+            "checks": self.checks,
+            "past": [context for context, _ in self._past],
+            "waiting": [[one.context, one.drift] for one in self._waiting],
+            "contexts": [[name, entry.visits] for name, entry in self._profile.entries.items()],
+            "windows": self._calibration.windows if self._calibration else 0,
+        }
+        arrays: dict[str, npt.NDArray[Any]] = {name: getattr(self, f"_{name}") for name in _EVIDENCE}
+        arrays["past"] = np.array([values for _, values in self._past])
+        arrays["profile"] = np.array([entry.sums for entry in self._profile.entries.values()])
+        for name in _WAITING:
+            arrays[f"waiting_{name}"] = np.array([getattr(one, name) for one in self._waiting])
+        if self._calibration is not None:
+            arrays |= {f"calibration_{name}": getattr(self._calibration, name) for name in _CALIBRATION}
+        return about, {name: array.copy() for name, array in arrays.items()}
+
+    @staticmethod
+    def from_state(spec: Drift, about: Json, arrays: dict[str, npt.NDArray[Any]]) -> DriftMonitor:
+        """Rebuild from `to_state`: what follows is the same, bit for bit."""
+        monitor = DriftMonitor(Layout.from_json(about["layout"]), spec, about["threshold"])
+        monitor.state, monitor.checks = about["state"], about["checks"]
+        for name in _EVIDENCE:
+            setattr(monitor, f"_{name}", arrays[name])
+        monitor._past = list(zip(about["past"], arrays["past"], strict=True))
+        pairs = zip(about["contexts"], arrays["profile"], strict=True)
+        monitor._profile = Profile({name: Entry(sums, visits) for (name, visits), sums in pairs})
+        columns = [arrays[f"waiting_{name}"] for name in _WAITING]
+        for (context, drift), values, residuals, z in zip(about["waiting"], *columns, strict=True):
+            monitor._waiting.append(_Waiting(context, values, residuals, z, drift))
+        if about["windows"]:
+            learned = {name: arrays[f"calibration_{name}"] for name in _CALIBRATION}
+            monitor._calibration = Calibration(**learned, windows=about["windows"])
+        return monitor
 
     def _learn(self, past: list[tuple[str, Floats]]) -> None:
         """Calibrate on past windows if they are enough; keep them for later if not."""
@@ -151,12 +202,16 @@ class DriftMonitor:
         self._effect = FADING * self._effect + (1 - FADING) * np.nan_to_num(moved)
         p = p_values(calibration, residuals, self._down)
         self._log_m = accumulate(self._log_m, p, calibration.spans_K, self._cap)
-        evidence = np.exp(self._log_m) * self._weights * self._worth(which)
+        far = both_ways(z, self._down) > EXTREME * calibration.tops_K
+        self._extreme = np.vstack([far, self._extreme[:-1]])
+        worth = self._worth(which)
+        self._log_m = np.where(worth & (self._extreme.sum(axis=0) >= OFTEN), self._cap, self._log_m)
+        evidence = np.exp(self._log_m).mean(axis=0) * self._weights * worth
         self.checks += 1
         total = float(evidence.sum())
         state, reason = self._next(total)
         report = self._report(state, summary, total, reason, self._causes(evidence, which))
-        self._wait(_Waiting(context, summary.values, residuals, self.state == "drift"))
+        self._wait(_Waiting(context, summary.values, residuals, z, self.state == "drift"))
         return report
 
     def _worth(self, which: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -171,7 +226,9 @@ class DriftMonitor:
         parts = np.split(self._effect, np.cumsum(sizes(self.layout))[:-1])
         f, s = len(self.layout.features), len(self.layout.segment_names)
         local = parts[5].reshape(s, f)
-        up, down = (local[np.arange(s), which[0]], -local[np.arange(s), which[1]]) if s else (np.zeros(0),) * 2
+        up, down = (
+            (local[np.arange(s), which[0]], -local[np.arange(s), which[1]]) if s else (np.zeros(0),) * 2
+        )
         effect = np.concatenate([*parts[:5], up, down, np.full(len(parts[6]), np.nan)])
         return np.concatenate([effect, -effect[self._down]])
 
@@ -199,7 +256,8 @@ class DriftMonitor:
         if not ripe.drift:
             self._profile = self._profile.add(ripe.context, extended(self.layout, ripe.values))
         if self._calibration is not None and not np.isnan(ripe.residuals).all():
-            self._calibration = self._calibration.add(ripe.residuals)
+            tops = both_ways(ripe.scores, self._down)
+            self._calibration = self._calibration.add(ripe.residuals, tops)
 
     def _causes(self, evidence: Floats, which: npt.NDArray[np.int64]) -> tuple[DriftCause, ...]:
         total = float(evidence.sum())
@@ -219,7 +277,9 @@ class DriftMonitor:
         number = k if up else int(np.flatnonzero(self._down)[k - len(self._down)])
         if number < 4 * f:
             sign = 1.0 if up else -1.0
-            return DriftCause(names[number % f].name, WHATS[number // f], "up" if up else "down", "", sign * effect, share)
+            return DriftCause(
+                names[number % f].name, WHATS[number // f], "up" if up else "down", "", sign * effect, share
+            )
         number -= 4 * f
         if number < s:
             name = self.layout.segment_names[number]
@@ -229,7 +289,9 @@ class DriftMonitor:
             rise, segment = number < s, number % s
             feature = names[int(which[0 if rise else 1, segment])].name
             name = self.layout.segment_names[segment]
-            return DriftCause(feature, "mean", "up" if rise else "down", name, effect if rise else -effect, share)
+            return DriftCause(
+                feature, "mean", "up" if rise else "down", name, effect if rise else -effect, share
+            )
         return DriftCause(self.layout.statistics[number - 2 * s], "statistic", "up", "", None, share)
 
     def _report(

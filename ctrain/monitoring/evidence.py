@@ -10,18 +10,27 @@ Source: Shin, Ramdas and Rinaldo, E-detectors: a nonparametric framework for seq
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import ndtri
 
 from ctrain.monitoring.summary import Floats
 
-POWERS = np.array([0.15, 0.35, 0.6])
-"""Calibrators e = a * p ** (a - 1) that are mixed: from bold to careful."""
+BETS = np.array([0.6, 1.2, 2.4])
+"""Shifts, in units of a score's noise, that detectors bet on: each score has one detector a bet."""
 
 
 def log_e_values(p: Floats) -> Floats:
-    """Logarithm of each p-value's e-value; NaN, no opinion, gives 0."""
-    p = np.where(np.isnan(p), 1.0, p)
-    mixed = (POWERS[:, None] * p[None, :] ** (POWERS[:, None] - 1.0)).mean(axis=0)
-    return np.log(mixed)
+    """Logarithm of the e-values of p-values, exp(bet * z - bet ** 2 / 2) with z = normal quantile of 1 - p.
+
+    Args:
+        p: In (0, 1]; NaN, no opinion, gives 0.
+
+    Returns:
+        Shape [bets, ...].
+    """
+    z = -ndtri(np.clip(np.where(np.isnan(p), 0.5, p), 1e-9, 1.0 - 1e-9))
+    bets = BETS.reshape(-1, *[1] * p.ndim)
+    found: Floats = np.where(np.isnan(p), 0.0, bets * z - bets**2 / 2.0)
+    return found
 
 
 def accumulate(log_m: Floats, p: Floats, span: Floats, cap: Floats) -> Floats:
@@ -31,8 +40,8 @@ def accumulate(log_m: Floats, p: Floats, span: Floats, cap: Floats) -> Floats:
     dependent e-values is an e-value (Hölder).
 
     Args:
-        log_m: Logarithm of the evidence so far; -inf for none.
-        p: p-value of each score in this window; NaN leaves its detector as it is.
+        log_m: Logarithm of the evidence so far, shape [bets, K]; -inf for none.
+        p: p-value of each score in this window; NaN leaves its detectors as they are.
         span: Windows over which each score depends on itself, 1 and above.
         cap: Logarithm above which a detector grows no further, so that recovery is seen soon.
     """

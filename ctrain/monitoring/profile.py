@@ -65,13 +65,27 @@ class Entry:
 def extended(layout: Layout, values: Floats) -> Floats:
     """A summary's array and, after it, what does not add up over rows but is averaged over windows.
 
-    That is the logarithm of each feature's deviation inside the window, and whether it has one. The
-    deviation of all rows of a profile would not do: it contains the moves of the mean from window to window.
+    That is the logarithm of each feature's deviation inside the window, and the contrast of its mean inside
+    a segment with the mean of all other rows; after each, whether the window has it. Those of a profile's
+    pooled rows would not do: they contain the moves of means from window to window.
     """
     parts = split(layout, values)
     spread = _log_deviation(parts.bins_FB.sum(axis=1), parts.sums_F2)
-    there = ~np.isnan(spread)
-    return np.concatenate([values, np.nan_to_num(spread), there.astype(np.float64)])
+    contrast, there = _contrast(layout, parts)
+    known = ~np.isnan(spread)
+    return np.concatenate([values, np.nan_to_num(spread), known, np.nan_to_num(contrast).ravel(), there])
+
+
+def _contrast(layout: Layout, w: Parts) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Mean inside each segment minus the mean of all other rows, and which segments have enough of both.
+
+    A segment says nothing about the feature that names it, nor where it holds nearly all rows.
+    """
+    there = np.minimum(w.rows_S, w.rows - w.rows_S) >= LEAST_ROWS
+    inside, rest = (np.where(there, rows, np.nan)[:, None] for rows in (w.rows_S, w.rows - w.rows_S))
+    contrast = w.sums_SF / inside - (w.sums_F2[:, 0] - w.sums_SF) / rest
+    contrast[layout.own_SF] = np.nan
+    return contrast, there
 
 
 def _log_deviation(rows_F: Floats, sums_F2: Floats) -> Floats:
@@ -117,7 +131,7 @@ def shifts(layout: Layout, window: Floats, entry: Entry) -> Shifts:
         window: The window's summary, `extended`.
         entry: Profile of the window's context, without this window.
     """
-    f, size = len(layout.features), sum(layout.sizes)
+    size = sum(layout.sizes)
     w, q = split(layout, window[:size]), split(layout, entry.sums[:size])
     known = 1.0 + 1.0 / entry.visits  # the profile has noise of its own
     n, m = w.bins_FB.sum(axis=1), q.bins_FB.sum(axis=1)
@@ -125,14 +139,24 @@ def shifts(layout: Layout, window: Floats, entry: Entry) -> Shifts:
     n, m = np.where(enough, n, np.nan), np.where(enough, m, np.nan)
     mean, mean_q = w.sums_F2[:, 0] / n, q.sums_F2[:, 0] / m
     spread_q = np.maximum(q.sums_F2[:, 1] / m - mean_q**2, 0.0) + LEAST_SPREAD
-    log_w, log_q = window[size:].reshape(2, f), entry.sums[size:].reshape(2, f)
+    spread_w, known_w, _, _ = _averaged(layout, window)
+    log_q, known_q, contrast_q, there_q = _averaged(layout, entry.sums)
     distance, distance_variance = _distance(layout, w.bins_FB, q.bins_FB, n, m)
-    missing = _share(w.missing_F, w.missing_F + w.bins_FB.sum(axis=1), q.missing_F, q.missing_F + q.bins_FB.sum(axis=1))
-    share = _share(w.rows_S, np.full(len(w.rows_S), w.rows), q.rows_S, np.full(len(w.rows_S), q.rows))
-    local, local_variance = _local(layout, w, q, spread_q)
+    missing = _share(
+        w.missing_F, w.missing_F + w.bins_FB.sum(axis=1), q.missing_F, q.missing_F + q.bins_FB.sum(axis=1)
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
-        scale = log_w[0] / log_w[1] - log_q[0] / log_q[1]
+        log_w = spread_w / known_w
+        scale = log_w - log_q / known_q
         statistics = w.statistics_X / w.counted_X - q.statistics_X / q.counted_X
+    # The fit of shift and stretch is the first term of a series: the next one is no change of shape.
+    moved = (mean - mean_q) ** 2 + (log_w - 0.5 * np.log(spread_q)) ** 2
+    distance_variance = distance_variance + (0.12 * moved) ** 2
+    share = _share(w.rows_S, np.full(len(w.rows_S), w.rows), q.rows_S, np.full(len(w.rows_S), q.rows))
+    contrast, _ = _contrast(layout, w)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        local = contrast - contrast_q / there_q[:, None]
+        local_variance = spread_q * (1.0 / w.rows_S + 1.0 / (w.rows - w.rows_S))[:, None]
     sizes = [mean - mean_q, scale, distance * DISTANCE_TO_SD, missing[0], share[0]]
     variances = [spread_q / n, 0.5 / n, distance_variance * DISTANCE_TO_SD**2, missing[1], share[1]]
     return Shifts(
@@ -141,10 +165,16 @@ def shifts(layout: Layout, window: Floats, entry: Entry) -> Shifts:
     )
 
 
-def _distance(
-    layout: Layout, w_FB: Floats, q_FB: Floats, n_F: Floats, m_F: Floats
-) -> tuple[Floats, Floats]:
-    """Kolmogorov-Smirnov distance of numbers, total variation of categories, and their mean squares by chance."""
+def _averaged(layout: Layout, window: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """The parts of an `extended` array behind the summary's."""
+    f, s = len(layout.features), len(layout.segment_names)
+    ends = np.cumsum([sum(layout.sizes), f, f, s * f])
+    _, spread, known, contrast, there = np.split(window, ends)
+    return spread, known, contrast.reshape(s, f), there
+
+
+def _distance(layout: Layout, w_FB: Floats, q_FB: Floats, n_F: Floats, m_F: Floats) -> tuple[Floats, Floats]:
+    """Smirnov's distance of numbers, total variation of categories, and their mean squares by chance."""
     p, q = w_FB / n_F[:, None], q_FB / m_F[:, None]
     smirnov = np.abs(_beyond_location_and_scale(layout, np.cumsum(p - q, axis=1)[:, :-1], q)).max(axis=1)
     variation = 0.5 * np.abs(p - q).sum(axis=1)
@@ -173,7 +203,7 @@ def _beyond_location_and_scale(layout: Layout, moved_FE: Floats, q_FB: Floats) -
     determinant = np.maximum(a * c - b * b, 1e-9 * a * c + 1e-12)
     shift, scale = (c * u - b * v) / determinant, (a * v - b * u) / determinant
     left: Floats = moved_FE - shift[:, None] * density - scale[:, None] * stretch
-    return np.where(here, left, 0.0)
+    return np.where(here & (here.sum(axis=1, keepdims=True) > 2), left, 0.0)  # two edges are fitted whole
 
 
 def _share(count: Floats, rows: Floats, count_q: Floats, rows_q: Floats) -> tuple[Floats, Floats]:
@@ -184,21 +214,6 @@ def _share(count: Floats, rows: Floats, count_q: Floats, rows_q: Floats) -> tupl
         expected = (count_q + 0.5) / (rows_q + 1.0)
         variance = np.where(enough, expected * (1 - expected) / rows, np.nan)
     return difference * DISTANCE_TO_SD, variance * DISTANCE_TO_SD**2
-
-
-def _local(layout: Layout, w: Parts, q: Parts, spread_F: Floats) -> tuple[Floats, Floats]:
-    """Shift of each feature's mean inside each segment beyond the shift of all other rows.
-
-    A segment says nothing about the feature that names it, nor where it holds nearly all rows.
-    """
-    inside, outside = (w.rows_S, q.rows_S), (w.rows - w.rows_S, q.rows - q.rows_S)
-    enough = np.min([*inside, *outside], axis=0) >= LEAST_ROWS
-    n, m, n_rest, m_rest = (np.where(enough, rows, np.nan)[:, None] for rows in (*inside, *outside))
-    moved = w.sums_SF / n - q.sums_SF / m
-    rest = (w.sums_F2[:, 0] - w.sums_SF) / n_rest - (q.sums_F2[:, 0] - q.sums_SF) / m_rest
-    moved = moved - rest
-    moved[layout.own_SF] = np.nan
-    return moved, spread_F * (1.0 / n + 1.0 / m + 1.0 / n_rest + 1.0 / m_rest)
 
 
 def sizes(layout: Layout) -> tuple[int, ...]:
@@ -226,7 +241,7 @@ def jensen_shannon(p_B: Floats, q_B: Floats) -> float:
 
 
 def smirnov(p_B: Floats, q_B: Floats) -> float:
-    """Kolmogorov-Smirnov distance of two windows' counts in ordered bins: at most the exact one of the rows."""
+    """Kolmogorov-Smirnov distance of two windows' counts in ordered bins; the exact one is no smaller."""
     p, q = p_B / max(p_B.sum(), 1.0), q_B / max(q_B.sum(), 1.0)
     return float(np.abs(np.cumsum(p - q)).max())
 

@@ -32,11 +32,13 @@ SEGMENTS = 100
 """Segments of a layout at most, `other` of each key included."""
 
 CLIP = 8.0
-"""Standard deviations from the reference's mean at which a value is cut, so that one value cannot be a mean."""
+"""Standard deviations from the reference's mean at which a value is cut, so that one alone is no mean."""
 
 OTHER = "other"
 
-_MULTIPLIERS = np.random.default_rng(20130101).integers(1, 2**63, 4096, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+_MULTIPLIERS = np.random.default_rng(20130101).integers(1, 2**63, 4096, dtype=np.uint64) * np.uint64(
+    2
+) + np.uint64(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +140,14 @@ class Layout:
 
     def to_json(self) -> Json:
         """Plain JSON."""
-        features = [
-            [f.name, list(f.edges), list(f.values), f.center, f.scale] for f in self.features
-        ]
+        features = [[f.name, list(f.edges), list(f.values), f.center, f.scale] for f in self.features]
         keys = [[key.name, list(key.values)] for key in self.segments]
-        return {"kind": self.kind, "features": features, "segments": keys, "statistics": list(self.statistics)}
+        return {
+            "kind": self.kind,
+            "features": features,
+            "segments": keys,
+            "statistics": list(self.statistics),
+        }
 
     @staticmethod
     def from_json(data: Json) -> Layout:
@@ -341,6 +346,19 @@ def _segment_codes(layout: Layout, segments: Columns, parts: Parts) -> list[npt.
     return codes
 
 
+def standardised(feature: Feature, values: npt.NDArray[Any]) -> Floats:
+    """Values in standard deviations of the reference, clipped; NaN where missing. Categories by their bin."""
+    if feature.is_number:
+        numbers = values.astype(np.float64)
+        numbers = np.where(np.isfinite(numbers), numbers, np.nan)
+        reach = CLIP * feature.scale
+        kept = np.clip(numbers, feature.center - reach, feature.center + reach)
+        found: Floats = (kept - feature.center) / feature.scale
+        return found
+    code = _code(feature.values, values)
+    return np.where(code < 0, np.nan, (code - feature.center) / feature.scale)
+
+
 def _count(
     feature: Feature,
     values: npt.NDArray[Any],
@@ -355,8 +373,9 @@ def _count(
         everything = bool(there.all())
         kept = numbers if everything else numbers[there]
         bins = np.searchsorted(feature.edges, kept)
-        standard = (kept - feature.center) * (1.0 / feature.scale)
-        np.clip(standard, -CLIP, CLIP, out=standard)
+        standard = np.clip(kept, feature.center - CLIP * feature.scale, feature.center + CLIP * feature.scale)
+        standard -= feature.center
+        standard /= feature.scale
     else:
         code = _code(feature.values, values)
         there = code >= 0

@@ -36,7 +36,17 @@ Budget = Annotated[Checks | Days, BeforeValidator(_budget)]
 """Checks, written as a number, or a span of time, written as text such as `60d`."""
 
 DetectorType = Literal[
-    "ks", "chi_square", "cvm", "fet", "mmd", "lsdd", "classifier", "mmd_online", "lsdd_online", "cvm_online", "fet_online"
+    "ks",
+    "chi_square",
+    "cvm",
+    "fet",
+    "mmd",
+    "lsdd",
+    "classifier",
+    "mmd_online",
+    "lsdd_online",
+    "cvm_online",
+    "fet_online",
 ]
 
 
