@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -57,8 +57,6 @@ class Events:
     """Share of the window's matured rows without a label; None if it is not known."""
     traffic_mix: tuple[str, ...] = ()
     """Features whose mix is known to have changed: a campaign, a new market, a source switched on."""
-    notes: tuple[str, ...] = field(default=())
-    """Words for people; no decision reads them."""
 
 
 def sampled(frame: Frame, rows: int, random: np.random.Generator) -> Frame:

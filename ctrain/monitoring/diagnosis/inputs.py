@@ -20,6 +20,9 @@ from ctrain.monitoring.diagnosis.frames import Floats, Frame, is_missing
 BINS = 24
 """Bins of a feature; one more holds missing values, and one what the past never had."""
 MISSING, OTHER = BINS, BINS + 1
+SEVERAL = 3
+NEAR = 0.25
+"""Part of the earlier range by which seasons and growth may widen it: what lies so near it is no fault."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,10 @@ class Inputs:
     missing: Floats
     """Share of missing values."""
     novel: Floats
-    """Share of rows whose value no earlier window had."""
+    """Share of rows whose value no earlier window had. A number just outside their range does not count, nor
+    do one or two new ones inside it (an index that is published once a month)."""
     beyond: Floats
-    """Share of rows outside the range of all earlier windows; 0 for text."""
+    """Share of rows far outside the range of all earlier windows; 0 for text."""
     run: Floats
     """Longest run of one value, as a share of the rows."""
     surprise: Floats
@@ -75,9 +79,14 @@ def read_inputs(windows: Sequence[Frame]) -> Inputs:
         missing[:, column] = _share(absent, number, starts)
         fresh = np.zeros(len(values), np.bool_)
         fresh[~absent] = first[place] == number[~absent]
-        novel[:, column] = _share(fresh, number, starts)
         if not text[column]:
-            beyond[:, column] = _beyond(values, absent, starts)
+            outside, far = _outside(values, absent, starts)
+            several = np.bincount(first, minlength=len(windows))[number] >= SEVERAL
+            # no season moves most values out of all that was, unless it is the number of a month
+            far |= outside & several & (_share(outside & ~absent, number, starts)[number] > 0.5)
+            fresh &= several & ~outside | far
+            beyond[:, column] = _share(far, number, starts)
+        novel[:, column] = _share(fresh, number, starts)
         known = full[: starts[-2]]
         usual = np.bincount(known[known >= 0], minlength=len(levels)) + 0.5
         rarity = -np.log(np.minimum(usual / (starts[-2] + 1), 1 - 1e-6))
@@ -108,16 +117,21 @@ def _share(flags: npt.NDArray[np.bool_], number: npt.NDArray[Any], starts: npt.N
     return shares
 
 
-def _beyond(values: npt.NDArray[Any], absent: npt.NDArray[np.bool_], starts: npt.NDArray[Any]) -> Floats:
-    found, low, high = np.zeros(len(starts) - 1), np.inf, -np.inf
-    for index, (a, b) in enumerate(pairwise(starts)):
-        present = values[a:b][~absent[a:b]]
-        if not len(present):
-            continue
+def _outside(
+    values: npt.NDArray[Any], absent: npt.NDArray[np.bool_], starts: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which numbers lie outside the range of all earlier windows, and which of them far outside."""
+    outside, far = np.zeros(len(values), np.bool_), np.zeros(len(values), np.bool_)
+    low, high = np.inf, -np.inf
+    for a, b in pairwise(starts):
+        now, there = values[a:b], ~absent[a:b]
         if low <= high:
-            found[index] = np.mean((present < low) | (present > high)) * len(present) / (b - a)
-        low, high = min(low, present.min()), max(high, present.max())
-    return found
+            near = NEAR * (high - low)
+            outside[a:b] = there & ((now < low) | (now > high))
+            far[a:b] = there & ((now < low - near) | (now > high + near))
+        if there.any():
+            low, high = min(low, now[there].min()), max(high, now[there].max())
+    return outside, far
 
 
 def _longest_run(places: npt.NDArray[Any], rarity: Floats) -> tuple[float, float]:

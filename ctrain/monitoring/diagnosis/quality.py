@@ -17,8 +17,9 @@ from ctrain.monitoring.diagnosis.inputs import Inputs
 
 MARGIN = 2.5
 """Reach beyond which a share counts: a shift of other features moves shares too, but not so far."""
-MISSING_EFFECT, RUN_EFFECT, NOVEL_EFFECT, BEYOND_EFFECT = 0.03, 0.1, 0.03, 0.05
-"""Least rise of a share worth a quarantine, in shares of rows."""
+MISSING_EFFECT, RUN_EFFECT, NEW_EFFECT, FAR_EFFECT, NOVEL_EFFECT = 0.03, 0.1, 0.03, 0.05, 0.25
+"""Least rise of a share worth a quarantine, in shares of rows. New numbers inside the range need many rows:
+weather brings some, a unit changes nearly all."""
 MOSTLY = 0.5
 """Usual share from which such values are the rule, and more of them no fault."""
 RUN_SURPRISE = 5.0
@@ -45,19 +46,21 @@ def broken_features(inputs: Inputs, first: int) -> tuple[Broken, ...]:
     found: dict[str, Broken] = {}
     signs = (
         ("missing", inputs.missing, MISSING_EFFECT),
-        ("novel", inputs.novel, NOVEL_EFFECT),
-        ("range", inputs.beyond, BEYOND_EFFECT),
+        ("new_category", inputs.novel, NEW_EFFECT),
+        ("range", inputs.beyond, FAR_EFFECT),
+        ("range", inputs.novel, NOVEL_EFFECT),
     )
     for sign, values, effect in signs:
         for column, name in enumerate(inputs.names):
+            if sign == "new_category" and not inputs.text[column]:
+                continue
             series = values[first:, column]
             if name in found or series[-1] - np.median(series[:-1]) <= effect:
                 continue
             # where some values are missing anyway, a shift of other features moves that share a little
             compared = compare(sign, series, MARGIN, effect)
             if compared.usual < MOSTLY and _doubled(series) and (compared.passed or compared.limit >= 1):
-                kind = sign if sign != "novel" else ("new_category" if inputs.text[column] else "range")
-                found[name] = Broken(name, kind, compared)
+                found[name] = Broken(name, sign, compared)
         if sign == "missing":
             found |= _stuck(inputs, first, found)
     return tuple(sorted(found.values(), key=lambda b: b.compared.usual - b.compared.value))

@@ -31,7 +31,7 @@ MINIMUM_LABELS = 100
 """Labelled rows of a window, and of those before it, without which its relation is not judged."""
 GROUPS = 8
 FOLDS = 5
-RIDGE = 30.0
+RIDGE = 100.0
 SEGMENT_SHARE, SEGMENT_LEVELS = 0.05, 24
 
 NAMES = (
@@ -97,7 +97,8 @@ def read_relation(
         was = fitted.predict(codes)
         champion = _scaled(windows[index].scores[known], scale)
         calibrated, renewed = _corrected(codes, groups, truth, was)
-        found.append(_statistics(truth, was, champion, calibrated, renewed, windows[-1].kind))
+        noise = _noise_number(truth - calibrated, fitted.unit) if scale else _noise_binary(truth, was)
+        found.append(_statistics(truth, was, champion, calibrated, renewed) | noise)
         judged = index == last
         if judged:
             saved = ((truth - was) ** 2 - (truth - renewed) ** 2) / truth.var()
@@ -147,6 +148,8 @@ class _Fitted:
             max_iter=30, learning_rate=0.15, max_leaf_nodes=12, early_stopping=False, random_state=0
         )
         self.model.fit(self._ranked(codes), truth)
+        self.unit = 1.4826 * float(np.median(np.abs(truth - self.predict(codes)))) or 1.0
+        """Usual size of a residual, of the rows that it was fitted on."""
 
     def predict(self, codes: npt.NDArray[np.uint8]) -> Floats:
         """Probabilities, or values."""
@@ -219,7 +222,7 @@ def _cross_fitted(design: Floats, truth: Floats, folds: list[slice], ridge: floa
 
 
 def _statistics(
-    truth: Floats, was: Floats, champion: Floats, calibrated: Floats, renewed: Floats, kind: str
+    truth: Floats, was: Floats, champion: Floats, calibrated: Floats, renewed: Floats
 ) -> dict[str, float]:
     variance = float(truth.var())
 
@@ -229,14 +232,12 @@ def _statistics(
     answered = np.isfinite(champion)
     paired = (truth - champion)[answered] ** 2 - (truth - was)[answered] ** 2
     correlation = float(np.corrcoef(truth, was)[0, 1]) if was.std() > 1e-9 else 0.0
-    noise = _noise_binary(truth, was) if kind == "binary" else _noise_number(truth, calibrated)
     return {
         "gain": loss(calibrated) - loss(renewed),
         "skill": 1 - min(loss(calibrated), loss(renewed)),
         "order": correlation * abs(correlation),
         "excess": loss(was) - loss(calibrated),
         "champion": float(paired.mean()) / variance if answered.any() else 0.0,
-        **noise,
     }
 
 
@@ -265,12 +266,10 @@ def _likelihood(truth: Floats, chances: Floats) -> float:
     return float(logs.mean(axis=0).max()) * 100
 
 
-def _noise_number(truth: Floats, calibrated: Floats) -> dict[str, float]:
-    """Shares of rows far off on either side, in hundredths; a label that was lost is far too low."""
-    residual = truth - calibrated
+def _noise_number(residual: Floats, unit: float) -> dict[str, float]:
+    """Rows far off on either side, in hundredths of the rows; a label that was lost is far too low."""
     residual = residual - np.median(residual)
-    unit = 1.4826 * float(np.median(np.abs(residual))) or 1.0
-    low, high = float(np.mean(residual < -3 * unit)) * 100, float(np.mean(residual > 3 * unit)) * 100
+    low, high = float(np.mean(residual < -4 * unit)) * 100, float(np.mean(residual > 4 * unit)) * 100
     return {"symmetric": min(low, high), "lost_positive": low - high, "lost_negative": high - low}
 
 

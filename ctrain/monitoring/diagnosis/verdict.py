@@ -35,10 +35,11 @@ CALIBRATION = 6
 """Past windows with a reference of their own below which nothing is called by statistics."""
 REFUSED_EFFECT, UNLABELLED_EFFECT, SKEW_EFFECT = 0.03, 0.1, 0.001
 LOSS_EFFECT = 0.03
-EXCESS_EFFECT = 0.05
-"""Least change of a loss, and least of one by the level alone, in shares of the labels' variance."""
-GAIN_MARGIN, EXCESS_MARGIN, SKILL_MARGIN, NOISE_MARGIN, VERSION_MARGIN = 1.0, 2.2, 1.3, 1.5, 2.0
-VERSION_EFFECT, VERSION_BLOCKS, VERSION_ERRORS = 0.06, 5, 2.5
+GAIN_EFFECT, EXCESS_EFFECT = 0.05, 0.05
+"""Least change of a loss, of what a new relation saves, and of what a new level saves, in shares of the
+labels' variance."""
+GAIN_MARGIN, EXCESS_MARGIN, SKILL_MARGIN, NOISE_MARGIN, VERSION_MARGIN = 1.5, 2.2, 1.3, 1.5, 2.0
+VERSION_EFFECT, VERSION_BLOCKS, VERSION_ERRORS = 0.1, 5, 2.0
 """Least paired loss of a bad version; blocks of the window that must agree; standard errors over them."""
 NOISE_EFFECT = 1.0
 """Log-likelihood a hundred rows, or hundredths of the rows, from which labels look flipped."""
@@ -238,7 +239,7 @@ def _against_previous(window: Frame) -> Compared | None:
 def _changed(case: _Case, relation: Relation, shift: Shift) -> Diagnosis | None:
     """The relation between inputs and labels: changed, blurred by labels, or only off in level."""
     values = relation.values
-    gain = compare("gain", values["gain"], GAIN_MARGIN, LOSS_EFFECT)
+    gain = compare("gain", values["gain"], GAIN_MARGIN, GAIN_EFFECT)
     skill = compare("skill", values["skill"], SKILL_MARGIN, LOSS_EFFECT, side=-1)
     excess = compare("excess", values["excess"], EXCESS_MARGIN, EXCESS_EFFECT)
     case.evidence += [
@@ -248,7 +249,7 @@ def _changed(case: _Case, relation: Relation, shift: Shift) -> Diagnosis | None:
         skill.evidence(f"any model explains {skill.value:.3f} of the labels, usually {skill.usual:.3f}"),
         excess.evidence(f"recalibration would save {excess.value:.3f}, usually {excess.usual:.3f}"),
     ]
-    if gain.passed and gain.value > LOSS_EFFECT:
+    if gain.passed and gain.value > GAIN_EFFECT:
         return _concept(case, relation, gain)
     order = compare("order", values["order"], 1.0, LOSS_EFFECT, side=-1)
     if order.passed and order.value < -LOSS_EFFECT < LOSS_EFFECT < order.usual:
@@ -269,7 +270,8 @@ def _changed(case: _Case, relation: Relation, shift: Shift) -> Diagnosis | None:
             "label_noise", f"Labels look flipped ({kind}), and no model would repair it", kind=kind,
             way=f"hold training on this window; audit {AUDIT} of its labels",
         )  # fmt: skip
-    if excess.passed and flips.value < -NOISE_EFFECT:
+    binary = case.window.kind == "binary"
+    if excess.passed and (flips.value < -NOISE_EFFECT if binary else not flips.passed):
         return case.conclude(
             "needs_recalibration",
             f"The level moved, the order holds: recalibration would save {excess.value:.3f}",
@@ -320,9 +322,11 @@ def _moved(case: _Case, shift: Shift, relation: Relation, enough: bool) -> Diagn
     if case.events.traffic_mix:
         return case.conclude("traffic_mix", f"{names[0]} moved, and a change of mix is known", subjects=names)
     costs = enough and compare("excess", relation.values["excess"], EXCESS_MARGIN, EXCESS_EFFECT).passed
+    holds = "the relation holds" if enough else "the relation cannot be judged yet"
     return case.conclude(
-        "covariate_shift", f"{names[0]} moved further than ever before, and the relation holds",
-        subjects=names, kind="harmful" if costs else "harmless", action="retrain" if costs else "wait",
+        "covariate_shift", f"{names[0]} moved further than ever before, and {holds}", subjects=names,
+        would_decide="" if enough else _labels_needed(case, relation),
+        kind="harmful" if costs else "harmless", action="retrain" if costs else "wait",
         way="all slices, weighted towards the newest" if costs else "watch the loss",
     )  # fmt: skip
 
@@ -330,11 +334,14 @@ def _moved(case: _Case, shift: Shift, relation: Relation, enough: bool) -> Diagn
 def _nothing(case: _Case, relation: Relation, enough: bool) -> Diagnosis:
     if enough:
         return case.conclude("none", "Nothing lies beyond what this stream showed before")
-    if not relation.judged:
-        more = MINIMUM_LABELS - case.window.labelled
-        need = f"{max(more, 1)} more labels"
-    else:
-        need = "more past windows with labels"
     return case.conclude(
-        "unknown", "The inputs are as usual; the relation cannot be judged", would_decide=need
-    )
+        "unknown", "The inputs are as usual; the relation cannot be judged",
+        would_decide=_labels_needed(case, relation),
+    )  # fmt: skip
+
+
+def _labels_needed(case: _Case, relation: Relation) -> str:
+    if relation.judged:
+        return "more past windows with labels"
+    missing = MINIMUM_LABELS - case.window.labelled
+    return f"{missing} more labels" if missing > 0 else "labels of both classes"

@@ -192,6 +192,20 @@ def test_a_fault_that_began_some_windows_ago_is_found_with_a_gap() -> None:
     assert found.evidence[0].windows == PAST + 4 - 2 - 4
 
 
+def test_a_range_that_widens_with_the_season_is_no_fault_but_a_scale_below_it_is() -> None:
+    random = np.random.default_rng(22)
+    frames = []
+    for index in range(PAST + 1):
+        frame = stream_window(random)
+        frames.append(changed(frame, degrees=np.round(random.normal(60 - 1.5 * index, 5, ROWS), 2)))
+    inputs = read_inputs(frames)
+    column = inputs.names.index("degrees")
+    assert inputs.beyond[-1, column] < 0.01
+    assert inputs.novel[-1, column] < inputs.novel[4:-1, column].max() + 0.05
+    frames[-1] = changed(frames[-1], degrees=frames[-1].columns["degrees"] * 0.1)
+    assert judge(frames).subjects == ("degrees",)
+
+
 def test_the_code_of_the_view_is_asked_before_the_source_is_blamed() -> None:
     *past, window = stream(2)
     other = changed(window, price=window.columns["price"] * 100)
