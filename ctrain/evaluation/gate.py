@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from ctrain.evaluation.compare import Comparison, compare, interval_of, recorded_pair, replicates_of
 from ctrain.evaluation.criteria import Judged, judge
-from ctrain.evaluation.gross import ENOUGH_BLOCKS, NO_SKILL, lost_skill, unlike_outputs
+from ctrain.evaluation.gross import ENOUGH_BLOCKS, NO_SKILL, lost_skill, paired, unlike_outputs
 from ctrain.evaluation.relative import combined, found_words
 from ctrain.evaluation.scales import Scales
 from ctrain.records import CriterionResult, GateDecision, GateEvidence, ModelScore, Verdict
@@ -93,7 +93,7 @@ class _Sight:
         if not known and not self.evidence.outputs:
             return []
         found = [
-            lost_skill(self.evidence.candidate, champion, comparison),
+            lost_skill(paired(self.evidence.candidate, champion, comparison.blocks), comparison.scales),
             unlike_outputs(self.evidence.outputs, self.evidence.record),
         ]
         told = "; ".join(problem for problem in found if problem)
@@ -125,7 +125,7 @@ class _Sight:
         banded = replace(found, scales=_of_one_model(found.scales, self.against(candidate).scales, count))
         judged = combined(replace(result, metric="quality"), banded, self.evaluation.confidence)
         judged = replace(judged, metric="refit", needed=None)
-        if lost := lost_skill(refit, candidate, banded):
+        if lost := lost_skill(paired(refit, candidate, banded.blocks), banded.scales):
             return [replace(judged, verdict="refuse", reason=lost)]
         if judged.verdict != "refuse":
             inside = f"not shown outside the band over {judged.blocks} blocks"

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ctrain.evaluation.blocks import logit
-from ctrain.evaluation.compare import Comparison, mean_outputs, values_of
-from ctrain.evaluation.scales import ENOUGH_PAIRS
-from ctrain.records import ModelScore, OutputDifference, RecordedPair
+from ctrain.evaluation.compare import mean_outputs, values_of
+from ctrain.evaluation.scales import ENOUGH_PAIRS, Scales
+from ctrain.records import ModelScore, OutputDifference, PairedBlock, RecordedPair
 
 ENOUGH_BLOCKS = 2
 
@@ -60,20 +60,43 @@ def output_difference(
     return OutputDifference(block, len(one), math.log(max(spread, 1e-9)), shift, correlation)
 
 
-def lost_skill(candidate: ModelScore, champion: ModelScore, comparison: Comparison) -> str:
-    """Why a candidate's skill is gone, on the blocks that both have; empty if it is not."""
+def lost_skill(pairs: Sequence[PairedBlock], scales: Scales) -> str:
+    """Why the judged model's skill is gone, on blocks that both models were scored on; empty if it is not.
+
+    Args:
+        pairs: Blocks of both.
+        scales: Scatter of ordinary blocks; a statistic without one is not judged.
+    """
     for name, none in NO_SKILL.items():
-        wanted = set(comparison.blocks)
-        mine, other = _by_block(candidate, name, wanted), _by_block(champion, name, wanted)
-        both = [block for block in mine if block in other]
-        if len(both) < ENOUGH_BLOCKS or name not in comparison.scales.sigma:
+        both = [one for one in pairs if name in one.judged and name in one.against]
+        if len(both) < ENOUGH_BLOCKS or name not in scales.sigma:
             continue
-        skill = float(np.mean([mine[block] - none for block in both]))
-        champions = float(np.mean([other[block] - none for block in both]))
-        luck = comparison.scales.sigma[name] / math.sqrt(len(both))
+        skill = float(np.mean([one.judged[name] - none for one in both]))
+        champions = float(np.mean([one.against[name] - none for one in both]))
+        # Two models without anything in common on rows as few as these, beside the scatter of blocks.
+        rows = 2 * float(np.mean([_variance(name, one) for one in both]))
+        luck = math.sqrt((scales.sigma[name] ** 2 + rows) / len(both))
         if skill < SKILL_SHARE * champions and champions - skill > BEYOND_LUCK * luck:
             return f"{name} {skill + none:.3f} against {champions + none:.3f} over {len(both)} blocks"
     return ""
+
+
+def paired(judged: ModelScore, against: ModelScore, blocks: Collection[str]) -> tuple[PairedBlock, ...]:
+    """Scores of two models on some blocks, as pairs."""
+    other = {block.block: block for block in against.blocks}
+    return tuple(
+        PairedBlock(one.block, one.rows, one.positives, values_of(one), values_of(other[one.block]))
+        for one in judged.blocks
+        if one.block in blocks and one.block in other
+    )
+
+
+def _variance(name: str, block: PairedBlock) -> float:
+    """Variance that scores without skill have on so many rows (Mann and Whitney 1947; Spearman's)."""
+    if name != "auc":
+        return 1 / max(1, block.rows - 1)
+    positives, negatives = max(1, block.positives), max(1, block.rows - block.positives)
+    return (positives + negatives + 1) / (12 * positives * negatives)
 
 
 def unlike_outputs(outputs: Sequence[OutputDifference], record: Sequence[RecordedPair]) -> str:
@@ -98,8 +121,3 @@ def unlike_outputs(outputs: Sequence[OutputDifference], record: Sequence[Recorde
 
 def _departure(name: str, outputs: dict[str, float]) -> float:
     return 1 - outputs[name] if name == "correlation" else abs(outputs[name])
-
-
-def _by_block(score: ModelScore, name: str, blocks: set[str]) -> dict[str, float]:
-    found = ((block.block, values_of(block)) for block in score.blocks if block.block in blocks)
-    return {block: values[name] for block, values in found if name in values}

@@ -15,12 +15,11 @@ from typing import Literal
 
 import numpy as np
 
-from ctrain.evaluation.compare import Comparison
 from ctrain.evaluation.evidence import BlockEvidence, harm
 from ctrain.evaluation.gross import lost_skill
 from ctrain.evaluation.relative import SPOILED
 from ctrain.evaluation.scales import Scales, scales_from
-from ctrain.records import BlockScore, ModelScore, PairedBlock, WatchReport
+from ctrain.records import PairedBlock, WatchReport
 
 HISTORY = 3
 """Blocks from which the pair's own scatter stands in where the pipeline's is not known."""
@@ -59,7 +58,8 @@ def watch(
     evidence = BlockEvidence.new(used, margins).add(harms[skipped:])
     wide = {name: max(edge, SPOILED * used.sigma[name]) for name, edge in used.margins().items()}
     safe = BlockEvidence.new(used, wide).add(harms[skipped:]).safe
-    gross = _lost_skill(kept, used)
+    problem = lost_skill(kept, used)
+    gross = f"skill is gone: {problem}" if problem else ""
     verdict: Literal["pass", "continue", "fail"] = "continue"
     if gross or evidence.worse.exceeds(alpha):
         verdict = "fail"
@@ -85,16 +85,6 @@ def one_against_one(scales: Scales, replicates: int) -> Scales:
     sigma = {name: factor * value for name, value in scales.sigma.items()}
     tau = {name: factor * value for name, value in scales.tau.items()}
     return Scales(sigma, tau, scales.pairs, scales.source)
-
-
-def _lost_skill(blocks: Sequence[PairedBlock], scales: Scales) -> str:
-    judged = tuple(BlockScore(one.block, one.rows, one.positives, one.judged) for one in blocks)
-    against = tuple(BlockScore(one.block, one.rows, one.positives, one.against) for one in blocks)
-    names = tuple(one.block for one in blocks)
-    problem = lost_skill(
-        ModelScore("", {}, judged), ModelScore("", {}, against), Comparison(names, (), scales)
-    )
-    return f"skill is gone: {problem}" if problem else ""
 
 
 def _words(verdict: str, evidence: BlockEvidence, safe: float, bound: float, blocks: int, age: int) -> str:

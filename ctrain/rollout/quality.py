@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ctrain.evaluation.evidence import BlockTest, Scales, harm, scales_from
+from ctrain.evaluation.gross import lost_skill
 from ctrain.records import EvidenceState, MetricAnalysis, PairedBlock
 from ctrain.rollout.evidence import e_value
 from ctrain.rollout.metrics import Look, metric
@@ -21,18 +22,6 @@ from ctrain.rollout.needed import Forecast
 
 STATISTICS = {"auc": "auc", "log_loss": "capped_log_loss"}
 """Statistic of a block that stands for each metric of the spec."""
-
-NO_SKILL = 0.5
-"""AUC of a model without skill."""
-
-SKILL_SHARE = 0.4
-"""Share of the champion's skill below which a challenger's is gone."""
-
-BEYOND_LUCK = 3.0
-"""Standard errors that the loss of skill must exceed."""
-
-GROSS_BLOCKS = 2
-"""Blocks from which gross harm is judged."""
 
 
 def quality(
@@ -60,7 +49,7 @@ def quality(
     sigma = {name: known.sigma[name]} if name in known.sigma else {}
     safe = _evidence([{name: -one[name]} for one in harms if name in one], sigma, {name: -margin})
     told = _forecast(look, safe, len(blocks), margin / sigma[name] if sigma else math.inf)
-    gone = _lost_skill(blocks, known)
+    gone = lost_skill(blocks, known)
     text = _text(blocks, harms, name, gone)
     judged = metric(look, "quality", worse, safe, text, told)
     return judged, gone
@@ -88,27 +77,6 @@ def _forecast(look: Look, safe: float, so_far: int, effect: float) -> Forecast:
     # Evidence grows by half the squared effect a block, and pays about two units for not knowing the effect.
     whole = 2 * (math.log(look.enough) + 2) / effect**2
     return Forecast(state, max(1, math.ceil(whole - so_far)), "blocks")
-
-
-def _lost_skill(blocks: Sequence[PairedBlock], scales: Scales) -> str:
-    """Why a challenger's skill is gone; empty if it is not, or if luck of few labels could be why."""
-    both = [one for one in blocks if "auc" in one.judged and "auc" in one.against]
-    if len(both) < GROSS_BLOCKS or "auc" not in scales.sigma:
-        return ""
-    skill = float(np.mean([one.judged["auc"] for one in both])) - NO_SKILL
-    champions = float(np.mean([one.against["auc"] for one in both])) - NO_SKILL
-    # Two models without anything in common on rows as few as these, beside the scatter of ordinary blocks.
-    labels = 2 * float(np.mean([_auc_variance(one) for one in both]))
-    luck = math.sqrt((scales.sigma["auc"] ** 2 + labels) / len(both))
-    if skill < SKILL_SHARE * champions and champions - skill > BEYOND_LUCK * luck:
-        return f"AUC {skill + NO_SKILL:.3f} against {champions + NO_SKILL:.3f} over {len(both)} blocks"
-    return ""
-
-
-def _auc_variance(block: PairedBlock) -> float:
-    """Variance of the AUC that scores without skill have on so many rows (Mann and Whitney, 1947)."""
-    positives, negatives = max(1, block.positives), max(1, block.rows - block.positives)
-    return (positives + negatives + 1) / (12 * positives * negatives)
 
 
 def _text(blocks: Sequence[PairedBlock], harms: Sequence[Mapping[str, float]], name: str, gone: str) -> str:

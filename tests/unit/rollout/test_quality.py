@@ -61,7 +61,7 @@ def test_a_skill_that_is_gone_ends_a_rollout_after_two_blocks_whatever_its_evide
     gone = look(SPEC, blocks(2, 0.52), scales)
     assert gone.verdict == "fail"
     assert gone.state == "harm"
-    assert "gross harm: AUC" in gone.reason
+    assert "gross harm: auc" in gone.reason
 
 
 def test_a_weak_champion_is_no_reason_to_call_a_skill_gone(scales: Scales) -> None:
