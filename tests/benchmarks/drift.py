@@ -15,12 +15,11 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "unit" / "monitoring")]
+sys.path.extend([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "unit" / "monitoring")])
 
 import datasets
 import numpy as np
@@ -148,7 +147,7 @@ def peers(reference: Reference, windows: list[tuple[str, Any, Any]], features: i
 
 
 def watched(seed: int, settings: dict[str, Any], checks: int, kind: str | None) -> dict[str, Any]:
-    """Statistics of all peers, and the monitor's alarms, on one stream; drift begins after `BEFORE` checks."""
+    """Statistics of all peers, and the monitor's alarms, on one stream; drift begins after `BEFORE`."""
     stream = Stream(seed, **settings)
     past = [stream.step() for _ in range(PAST)]
     reference = Reference(past)
@@ -255,7 +254,7 @@ def delay_table(
     }
     print(f"\ndelays on '{name}': median checks over {streams} streams, {LIMIT} is never")
     print(
-        f"  false alarms of ctrain: {ours} in {total} checks; peers tuned to {allowed['equal']} (and, in brackets, "
+        f"  false alarms of ctrain: {ours} in {total} checks; peers tuned to {allowed['equal']} (in brackets, "
         f"to the budget's {allowed['budget']}) on the same streams"
     )
     print(f"  {'':26}" + "".join(f"{kind:>16}" for kind in CHANGES))
