@@ -18,8 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.extend([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "unit" / "monitoring")])
+sys.path.extend(str(Path(__file__).resolve().parents[1] / part) for part in ("..", "", "unit/monitoring"))
 
 import datasets
 import numpy as np
@@ -254,7 +253,7 @@ def delay_table(
     }
     print(f"\ndelays on '{name}': median checks over {streams} streams, {LIMIT} is never")
     print(
-        f"  false alarms of ctrain: {ours} in {total} checks; peers tuned to {allowed['equal']} (in brackets, "
+        f"  false alarms of ctrain: {ours} in {total} checks; peers tuned to {allowed['equal']} (in brackets "
         f"to the budget's {allowed['budget']}) on the same streams"
     )
     print(f"  {'':26}" + "".join(f"{kind:>16}" for kind in CHANGES))

@@ -9,8 +9,8 @@ reference of their own hour and weekend, or come with that season's mean taken o
 * River's ADWIN, KSWIN and Page-Hinkley, one for each feature's window mean: what is tuned is their own delta,
   alpha or lambda, by running several. If River is absent they are skipped by name.
 * Modyn's dynamic thresholds: a distance (mean KS distance over features) above a quantile of the last
-  ones, or above the rolling average of the last ones times a factor (Böther et al., Modyn, 2023: described there as
-  quantile and rolling-average decision criteria).
+  ones, or above the rolling average of the last ones times a factor (Böther et al., Modyn, 2023: described
+  there as quantile and rolling-average decision criteria).
 """
 
 from __future__ import annotations
