@@ -11,9 +11,9 @@ import functools
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import BeforeValidator, Field, TypeAdapter
 
 R = TypeVar("R")
 Json = dict[str, Any]
@@ -239,7 +239,11 @@ class BlockScore:
     rows: int
     positives: int
     metrics: dict[str, float]
-    """A metric that the block cannot give (AUC of one class) is absent."""
+    """A metric that the block cannot give (AUC of one class) is absent. With replicates: their mean."""
+    statistics: dict[str, float] = field(default_factory=dict)
+    """What evidence is made of (`evaluation.evidence.block_statistics`): mean over the replicates."""
+    replicates: tuple[dict[str, float], ...] = ()
+    """The same of each replicate, in one order for all blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,8 +251,11 @@ class ModelScore:
     """Metrics of one model on all judged blocks: pooled, and block by block."""
 
     version: str
+    """Its id; of a trivial baseline its name, e.g. `base rate`."""
     overall: dict[str, float]
+    """Metrics of all rows together; with replicates their mean."""
     blocks: tuple[BlockScore, ...]
+    """In the order of time."""
 
 
 Verdict = Literal["accept", "refuse", "not_enough_evidence"]
@@ -269,10 +276,13 @@ class CriterionResult:
     """Mean paired difference over blocks, positive if the candidate is better."""
     low: float | None = None
     high: float | None = None
-    """Paired interval of the difference."""
+    """Interval of the difference; of the value where nothing is compared."""
     blocks: int = 0
+    """Blocks that it rests on."""
     verdict: Verdict = "not_enough_evidence"
     reason: str = ""
+    needed: int | None = None
+    """Blocks that would be enough for a verdict if they go on like these; None where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +350,50 @@ class RecordedPair:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputDifference:
+    """How two models' outputs differ on one block, whatever the truth: of logits, or of values."""
+
+    block: str
+    rows: int
+    log_sd_ratio: float
+    """Logarithm of the judged model's standard deviation over the other's."""
+    shift: float
+    """Difference of means, in units of the other's standard deviation."""
+    correlation: float
+
+
+@dataclass(frozen=True, slots=True)
+class GateEvidence:
+    """All that the gate decides on; nothing else is asked."""
+
+    candidate: ModelScore
+    """Judged replicates on the judged blocks."""
+    champion: ModelScore | None = None
+    """The champion's judged replicates on those of the blocks that they have not learned from; a block
+    without rows is one that it cannot read. None for the first model."""
+    static: ModelScore | None = None
+    """The pipeline's first model, on the blocks it has not seen."""
+    baselines: tuple[ModelScore, ...] = ()
+    """Trivial models on the same blocks, e.g. the base rate."""
+    refit: ModelScore | None = None
+    """Refits, each block by one that has not learned from it; None leaves the check out."""
+    record: tuple[RecordedPair, ...] = ()
+    """Earlier pairs of candidate and champion, oldest first."""
+    uses: dict[str, int] = field(default_factory=dict)
+    """Earlier gates that looked at a block, by block."""
+    outputs: tuple[OutputDifference, ...] = ()
+    """Candidate against champion, block by block."""
+    segments: tuple[SegmentScore, ...] = ()
+    groups: dict[str, ModelScore] = field(default_factory=dict)
+    """Candidate on the rows of one segment, by segment: those that a criterion compares."""
+    leaks: tuple[LeakFinding, ...] = ()
+    latency: dict[str, float] = field(default_factory=dict)
+    """Seconds for one request inside the served model, by quantile: p50, p99."""
+    size: int | None = None
+    """Bytes of the served weights; None if not known."""
+
+
+@dataclass(frozen=True, slots=True)
 class GateDecision:
     """The gate's verdict on a candidate."""
 
@@ -351,9 +405,47 @@ class GateDecision:
     candidate_score: ModelScore
     champion_score: ModelScore | None
     reason: str
+    pair: RecordedPair | None = None
+    """This comparison, for the pipeline's record; None without a champion, with fewer than two blocks, or
+    where the candidate is grossly harmed."""
+    used: tuple[str, ...] = ()
+    """Blocks that this gate looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchReport:
+    """What block evidence says of a champion since its promotion, against the model it dethroned."""
+
+    verdict: Literal["pass", "continue", "fail"]
+    """`fail` asks for a rollback, `pass` rules harm beyond the margin out."""
+    blocks: int
+    age: int
+    """Blocks of time that the dethroned model is older than when it was promoted itself, or trained: what
+    it has lost to age is not the champion's merit."""
+    harm: float
+    """e-value against "the champion is not worse by more than the margin"; it may be read every block."""
+    safe: float
+    """e-value against "it is worse by the margin or more"."""
+    bound: float
+    """What either must reach."""
+    text: str
+    """One line for people."""
 
 
 # --- serving ------------------------------------------------------------------------------------
+
+
+def _several(value: Any) -> Any:
+    """What was written while there was one threshold of slowness is read as none."""
+    return () if isinstance(value, int | float) else value
+
+
+SlowSeconds = Annotated[tuple[float, ...], BeforeValidator(_several), Field(max_length=3)]
+"""Seconds inside the model from which an answer counts as slow: the champion's p50, p90 and p99 of an
+earlier minute, ascending; empty while they are unknown."""
+
+SlowCounts = Annotated[tuple[int, ...], BeforeValidator(_several), Field(max_length=3)]
+"""Counts at each of `SlowSeconds`; empty says the same as zeros."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,8 +477,7 @@ class LiveDocument:
     """Share of live traffic that the challenger answers."""
     mirror: Literal["", "challenger", "previous"] = ""
     """Slot that requests which the champion answers are mirrored to; it answers nobody."""
-    slow_s: float = 0.0
-    """Seconds inside the model from which an answer counts as slow; 0 counts none."""
+    slow_s: SlowSeconds = ()
 
     @property
     def order(self) -> tuple[int, int]:
@@ -415,12 +506,14 @@ class ArmCounts:
     requests: int = 0
     """Draws with a request."""
     errors: int = 0
-    """Draws with an exception or an answer that is not finite."""
-    slow: int = 0
-    """Draws with an answer whose time inside the model reached the document's `slow_s`."""
+    """Draws with an exception or an answer that is not finite, be it the first answer or a later one."""
+    slow: SlowCounts = ()
+    """Draws whose first answer took, inside the model, at least each of the document's `slow_s`."""
     keyed: bool = False
     """Whether these are keys: a key falls the same way in every replica, so they do not add up over
     replicas."""
+    answered: int = 0
+    """Draws whose first answer was none of the errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -495,6 +588,10 @@ class Observed:
 
 StepVerdict = Literal["pass", "continue", "fail"]
 
+EvidenceState = Literal["enough", "gathering", "low_traffic", "watching", "harm"]
+"""Evidence for promotion is there; grows; would not be there before the time-out at the present rate; is
+gathered and not waited for; or the evidence is one of harm."""
+
 
 @dataclass(frozen=True, slots=True)
 class MetricAnalysis:
@@ -511,6 +608,24 @@ class MetricAnalysis:
     safe_bound: float
     text: str
     """One line for people: counts, and what is still needed."""
+    state: EvidenceState = "gathering"
+    needed: int | None = None
+    """About how many more `unit`s give the evidence for promotion if the models are alike; None if that
+    cannot be told."""
+    unit: Literal["requests", "mirrored", "blocks"] = "requests"
+    """What `needed` counts: requests that the challenger answers, mirrored ones, or blocks of time."""
+    minutes: float | None = None
+    """How long that takes at the present rate; None if either is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What an analysis needs to know of time, from whoever has a clock."""
+
+    seconds: float
+    """Since every replica was seen to serve the present step."""
+    left: float
+    """Until the rollout's time-out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -526,20 +641,56 @@ class Analysis:
     requests: int
     """Requests that the challenger answered so far; in shadow, mirrored requests."""
     reason: str
+    state: EvidenceState = "gathering"
+    """The least of what its metrics say of the evidence that the next move waits for."""
+    minutes: float | None = None
+    """Until the last of that evidence is there at the present rate; None if that cannot be told."""
 
 
 # --- monitoring ---------------------------------------------------------------------------------
 
 
+DriftState = Literal["steady", "calibrating", "warning", "drift", "recovered", "not_enough_rows"]
+
+
 @dataclass(frozen=True, slots=True)
-class FeatureDrift:
-    """Test of one feature, window against reference."""
+class DriftCause:
+    """One score with a large share of the evidence."""
 
     feature: str
-    p_value: float
-    effect: float
-    """Kolmogorov-Smirnov distance, or total variation for categories, in [0, 1]."""
-    drifted: bool
+    """Feature or detector's statistic; empty where the share of a segment's rows moved."""
+    what: Literal["mean", "scale", "shape", "missing", "share", "statistic"]
+    direction: Literal["up", "down"]
+    segment: str
+    """e.g. `carrier=UA`; empty for all rows."""
+    effect: float | None
+    """Mean shift of the last windows in standard deviations of the reference, signed; None where the
+    statistic has no such unit."""
+    share: float
+    """Of the evidence, in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class DriftReport:
+    """What one window says of one kind of drift."""
+
+    kind: str
+    """`data`: inputs; `prediction`: answers; `concept`: matured losses."""
+    state: DriftState
+    alarm: bool
+    """Whether drift begins with this window; a drift that goes on is no new alarm."""
+    evidence: float
+    threshold: float
+    """Evidence from which on it is drift."""
+    causes: tuple[DriftCause, ...]
+    """At most three, the largest share first; empty where there is hardly any evidence."""
+    rows: int
+    checks: int
+    """Windows judged since the calibration."""
+    budget: str
+    """Words, e.g. `at most one false alarm in 1000 checks`."""
+    reason: str
+    """One line for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -561,6 +712,159 @@ class ShadowBlock:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricInterval:
+    """One metric with its interval."""
+
+    metric: str
+    value: float | None
+    """None where it has no value; the reason says why."""
+    low: float | None = None
+    high: float | None = None
+    """Interval whose unit of evidence is the block of time; None where the blocks bound nothing."""
+    rows: int = 0
+    blocks: int = 0
+    segment: str = ""
+    """e.g. `carrier=UA`; empty for all rows."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCounts:
+    """What became of the labels of some answers."""
+
+    answers: int = 0
+    labelled: int = 0
+    """Answers with a label."""
+    pending: int = 0
+    """Answers without a label that may still get one."""
+    unlabelled: int = 0
+    """Answers that got no label within the horizon."""
+    repeated: int = 0
+    """Answers with the id of an earlier one; they are left out."""
+    foreign: int = 0
+    """Labels for no known answer."""
+    unusable: int = 0
+    """Labels without a time, or whose value is none that a label can have."""
+    late: int = 0
+    """Labels that came after the horizon; they are left out."""
+    early: int = 0
+    """Labels with a time before their answer: clocks jumped. They count."""
+    duplicated: int = 0
+    """Labels that said again what the one before said."""
+    corrected: int = 0
+    """Labels that changed the one before; the last one counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class PerformanceReport:
+    """A model against the truth, on matured answers."""
+
+    state: Literal["judged", "not_enough_labels"]
+    rows: int
+    """Matured answers with a label."""
+    blocks: int
+    metrics: tuple[MetricInterval, ...] = ()
+    segments: tuple[MetricInterval, ...] = ()
+    labels: LabelCounts | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EstimateCheck:
+    """An estimate beside the truth that came later."""
+
+    metric: str
+    estimate: float
+    low: float
+    high: float
+    truth: float
+    within: bool
+    """Whether the truth lies in the estimate's interval."""
+    growth: float = 1.0
+    """How many times wider the interval was made because earlier estimates had missed."""
+
+
+@dataclass(frozen=True, slots=True)
+class EstimateReport:
+    """Performance estimated from scores alone, while labels are awaited.
+
+    It follows moved inputs and is blind to a moved relation of inputs and label, so it alone never stops a
+    retraining.
+    """
+
+    state: Literal["estimated", "not_enough_rows", "not_calibrated", "unusable_scores"]
+    rows: int
+    metrics: tuple[MetricInterval, ...] = ()
+    """Estimates, not measurements."""
+    calibration: str = ""
+    """How scores were made probabilities: `none`, `platt` or `isotonic`."""
+    trust: Literal["untested", "trusted", "doubtful", "refuted"] = "untested"
+    """How earlier estimates met the truth that came later."""
+    hits: int = 0
+    """Earlier estimates whose interval, not widened, held the truth; of the metric that missed most."""
+    scored: int = 0
+    """Earlier estimates that met their truth."""
+    growth: dict[str, float] = field(default_factory=dict)
+    """How many times wider each metric's interval was made because earlier estimates missed."""
+    blind_to: str = "concept_drift"
+    reason: str = ""
+
+
+DiagnosisVerdict = Literal[
+    "none", "season", "data_quality", "upstream_schema", "serving_skew", "label_delay", "traffic_mix",
+    "covariate_shift", "concept", "concept_local", "label_noise", "needs_recalibration", "bad_version",
+    "unknown",
+]  # fmt: skip
+DiagnosisAction = Literal[
+    "none", "wait", "quarantine", "hold_training", "retrain", "recalibrate", "roll_back", "escalate"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class DiagnosisEvidence:
+    """One statistic of the judged window, beside what it was in the stream's own past."""
+
+    statistic: str
+    """e.g. `missing`, `moved`, `gain` (`monitoring.diagnosis`), or `event`."""
+    subject: str
+    """Feature or segment; empty for the whole window."""
+    value: float
+    usual: float | None = None
+    """Median over the past windows; None for an event."""
+    limit: float | None = None
+    """What it had to pass; None for an event."""
+    windows: int = 0
+    """Past windows that `usual` and `limit` come from."""
+    passed: bool = True
+    text: str = ""
+    """One line for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Why a window differs from those before it: one verdict, and the one action that follows."""
+
+    verdict: DiagnosisVerdict
+    action: DiagnosisAction
+    kind: str = ""
+    """Of data quality: missing, stuck, new_category, range, refused; of noise: symmetric, lost_positive,
+    lost_negative; of a covariate shift: harmful, harmless; of skew: code. Empty elsewhere."""
+    subjects: tuple[str, ...] = ()
+    """Features at fault, or the segment (`carrier=UA`), the worst first."""
+    way: str = ""
+    """How to act: slices of a retraining, what to quarantine."""
+    reason: str = ""
+    """One sentence for people."""
+    would_decide: str = ""
+    """For `unknown`, and for `none` on thin evidence: what would decide it."""
+    evidence: tuple[DiagnosisEvidence, ...] = ()
+    rows: int = 0
+    labelled: int = 0
+    windows: int = 0
+    """Past windows that thresholds come from."""
+
+
+@dataclass(frozen=True, slots=True)
 class WindowReport:
     """Summary of one window of live traffic."""
 
@@ -572,7 +876,7 @@ class WindowReport:
     """Live metrics of the champion's answers on joined, matured labels."""
     baseline: dict[str, float] = field(default_factory=dict)
     latency: dict[str, float] = field(default_factory=dict)
-    drift: tuple[FeatureDrift, ...] = ()
+    drift: tuple[DriftReport, ...] = ()
     state: Literal["judged", "not_enough_rows"] = "judged"
     pending_labels: int = 0
     """Answers that matured in this window without a label."""
@@ -580,6 +884,26 @@ class WindowReport:
     """Labels that came in this window for no answer that is known."""
     blocks: tuple[ShadowBlock, ...] = ()
     """Blocks of mirrored requests that became mature in this window."""
+    performance: PerformanceReport | None = None
+    """Of the champions' answers on the newest matured blocks; None before the first."""
+    estimate: EstimateReport | None = None
+    """What the window's scores foretell of its metrics, until labels come."""
+    diagnosis: Diagnosis | None = None
+    """Why the stream moved; None where nobody asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFacts:
+    """What the controller knows of a stream without statistics."""
+
+    promoted_ago: float | None = None
+    """Seconds since the champion took over from another one; None if it is the first."""
+    previous: str = ""
+    """The champion before it; empty if there is none."""
+    refused_share: float = 0.0
+    """Share of the newest partition's rows that the contract refused."""
+    usual_refused_share: float = 0.0
+    """The largest such share among the partitions before it."""
 
 
 # --- requests to rooms --------------------------------------------------------------------------
@@ -633,6 +957,7 @@ class WindowRequest:
     """Newest event time that was landed: labels of events that are mature by then count."""
     code: str = ""
     """User code that the task runs with, as in RunRequest."""
+    facts: KnownFacts = KnownFacts()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,9 @@
 import os
+
+# Before numpy is imported: small matrices, and several processes at once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import shutil
 import sys
 import tempfile

@@ -20,6 +20,7 @@ from ctrain.records import (
     Observed,
     PairCounts,
     Partition,
+    RecordedPair,
     ReplicaReport,
     RunRequest,
     RunStatus,
@@ -164,14 +165,21 @@ class FakeEvaluation:
     verdicts: dict[str, str] = field(default_factory=dict)
     done: list[tuple[str, GateDecision] | Failure] = field(default_factory=list)
     bad: set[str] = field(default_factory=set)
+    pairs: dict[str, RecordedPair] = field(default_factory=dict)
+    used: tuple[str, ...] = ()
+    requests: list[EvaluationRequest] = field(default_factory=list)
 
     def start(self, request: EvaluationRequest) -> None:
+        self.requests.append(request)
         if request.candidate in self.bad:
             self.done.append(Failure(request.key, "a block is missing"))
             return
         verdict = self.verdicts.get(request.candidate, "accept")
         score = ModelScore(request.candidate, {"auc": 0.7}, ())
-        decision = GateDecision(request.candidate, request.champion, verdict, (), score, None, "said so")
+        pair = self.pairs.get(request.candidate)
+        decision = GateDecision(
+            request.candidate, request.champion, verdict, (), score, None, "said so", pair, self.used
+        )
         self.done.append((request.key, decision))
 
     def poll(self) -> list[tuple[str, GateDecision] | Failure]:
@@ -249,9 +257,14 @@ class FakeReplica:
 
     def _count(self, document: LiveDocument, arm: str, requests: int, errors: int, slow: int) -> None:
         key = (document.rollout, document.split, arm)
-        old = self.arms.get(key, ArmCounts(document.rollout, document.split, arm))
+        old = self.arms.get(key, ArmCounts(document.rollout, document.split, arm, slow=(0, 0, 0)))
+        shares = (requests // 2, slow, slow // 10)
         self.arms[key] = replace(
-            old, requests=old.requests + requests, errors=old.errors + errors, slow=old.slow + slow
+            old,
+            requests=old.requests + requests,
+            errors=old.errors + errors,
+            slow=tuple(before + more for before, more in zip(old.slow, shares, strict=True)),
+            answered=old.answered + requests - errors,
         )
 
     def report(self) -> ReplicaReport:
@@ -266,7 +279,7 @@ class FakeReplica:
             refused={s.version: "sha256 differs" for s in slots if s.version in self.refuses},
             arms=tuple(self.arms.values()),
             pairs=tuple(self.pairs.values()),
-            latency={"p90": 0.01},
+            latency={"p50": 0.005, "p90": 0.01, "p99": 0.02},
         )
 
 

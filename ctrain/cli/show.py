@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -52,10 +52,14 @@ def put_status(status: Status) -> None:
     if status.paused:
         head.append("paused")
     put("   ".join(head))
-    lines = [("rollout", line) for line in _rollout(status)[:1]]
-    lines += [("", line) for line in _rollout(status)[1:]]
+    lines = _named("rollout", _rollout(status))
     lines.append(("data", _data(status)))
-    lines.append(("drift", ", ".join([status.drift.state or "no window yet", *status.drift.features])))
+    lines += _named("quality", status.quality)
+    lines += _named("drift", status.drift.lines or (status.drift.state or "no window yet",))
+    if status.drift.diagnosis and status.drift.state in ("drift", "recovered"):
+        lines.append(("diagnosis", status.drift.diagnosis))
+    if status.drift.hold:
+        lines.append(("hold", status.drift.hold))
     if status.run:
         lines.append(("run", status.run))
     lines.append(("next", status.next))
@@ -78,6 +82,11 @@ def put_history(told: Iterable[Json]) -> None:
         date, _, clock = one["at"].partition("T")
         shown, day = (date if date != day else " " * len(date)), date
         put(f"{shown} {clock[:5]}  {one['kind'].replace('_', ' '):<20} {one['text']}")
+
+
+def _named(name: str, lines: Sequence[str]) -> list[tuple[str, str]]:
+    """Lines under one name, which the first of them bears."""
+    return [(name if number == 0 else "", line) for number, line in enumerate(lines)]
 
 
 def _champion(champion: VersionStatus | None) -> str:

@@ -64,7 +64,11 @@ class DriftStatus(_Part):
     """Newest window's drift."""
 
     state: str = ""
-    features: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
+    """One a kind of drift."""
+    diagnosis: str = ""
+    hold: str = ""
+    """Why only a person starts a run; empty if any trigger may."""
 
 
 class AlertStatus(_Part):
@@ -93,6 +97,8 @@ class Status(_Part):
     requests: RequestStatus = RequestStatus()
     data: DataStatus = DataStatus()
     drift: DriftStatus = DriftStatus()
+    quality: tuple[str, ...] = ()
+    """What labels and scores say of the champion, one line each."""
     run: str = ""
     progress: str = ""
     runs: int = 0

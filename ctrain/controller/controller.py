@@ -44,6 +44,7 @@ from ctrain.controller.observations import (
     Tick,
     Windowed,
 )
+from ctrain.controller.quality import known_facts
 from ctrain.controller.rooms import Rooms
 from ctrain.controller.state import State, fold
 from ctrain.errors import FencedError, MissingArtifactError, TamperedError
@@ -355,7 +356,18 @@ class Controller:
                 self._rooms.training.release(run_id)
             case StartEvaluation(key, candidate, champion):
                 self._rooms.evaluation.start(
-                    EvaluationRequest(key, name, self._root, state.spec, candidate, champion, state.code)
+                    EvaluationRequest(
+                        key,
+                        name,
+                        self._root,
+                        state.spec,
+                        candidate,
+                        champion,
+                        state.code,
+                        state.first,
+                        state.record,
+                        state.uses,
+                    )
                 )
             case StartWindow(key, start, end):
                 self._rooms.monitoring.start(
@@ -369,6 +381,7 @@ class Controller:
                         end,
                         state.windowing_watermark,
                         state.code,
+                        known_facts(state, end),
                     )
                 )
         # Only now: a start that raised is tried again by the next step.

@@ -36,13 +36,17 @@ from ctrain.controller.observations import (
     alert,
 )
 from ctrain.controller.operators import operated, overridden
+from ctrain.controller.quality import end_of_watch, what_blocks_say, what_diagnosis_says
 from ctrain.controller.replicas import what_replicas_say
 from ctrain.controller.state import State
+from ctrain.monitoring.words import diagnosis_in_words, report_in_words
 from ctrain.records import Json, Partition, RunRequest, Sighting, to_json
 from ctrain.spec import PipelineSpec, parse_spec
-from ctrain.spec.evaluation import HIGHER_IS_BETTER
-from ctrain.spec.triggers import NewData, Performance, Schedule
+from ctrain.spec.base import HIGHER_IS_BETTER
+from ctrain.spec.triggers import DriftTrigger, NewData, Performance, Schedule
 
+TRAINS = ("retrain", "recalibrate")
+"""Actions of a diagnosis that a run serves: fresh weights are calibrated anew as well."""
 INGEST_ATTEMPTS = 3
 INGEST_BATCH = 200
 """Partitions landed in one pass over the source."""
@@ -110,6 +114,7 @@ def _(observation: Tick, state: State, now: float) -> Decision:
         *_begin_run(state),
         *_want_by_schedule(state, spec, now),
         *_open_window(state, spec, now),
+        *end_of_watch(state, now),
         *_stale(state, spec),
     )
 
@@ -284,13 +289,13 @@ def _(observation: Windowed, state: State, now: float) -> Decision:
     if report is None:
         return _events(*events, alert("monitoring", f"window not summarised: {observation.error}"))
     spec = state.pipeline_spec()
-    drifted = [item.feature for item in report.drift if item.drifted]
-    if drifted:
-        events.append(alert("drift", f"inputs moved against the reference: {', '.join(drifted)}"))
+    events.extend(what_blocks_say(state, report))
+    events.extend(alert("drift", report_in_words(item)) for item in report.drift if item.alarm)
     for metric, goal in spec.goals.metrics.items():
         value = report.metrics.get(metric)
         if value is not None and _worse(metric, value, goal):
             events.append(alert("goal", f"live {metric} {value:.4f} misses the goal {goal:g}"))
+    events.extend(what_diagnosis_says(state, report, now))
     goal_p99, p99 = spec.goals.latency_p99, report.latency.get("p99")
     if goal_p99 is not None and p99 is not None and p99 > goal_p99:
         events.append(alert("goal", f"latency p99 {p99 * 1e3:.1f} ms misses {goal_p99 * 1e3:.0f} ms"))
@@ -301,6 +306,10 @@ def _(observation: Windowed, state: State, now: float) -> Decision:
             if value is not None and rested and _worse(trigger.metric, value, trigger.worse_than):
                 reason = f"live {trigger.metric} {value:.4f} is worse than {trigger.worse_than:g}"
                 events.extend(_want(state, "performance", reason))
+        if isinstance(trigger, DriftTrigger) and report.diagnosis is not None:
+            rested = state.run is None and now - state.run_at >= trigger.cooldown
+            if rested and report.diagnosis.action in TRAINS:
+                events.extend(_want(state, "drift", diagnosis_in_words(report.diagnosis)))
     return _events(*events)
 
 
@@ -324,6 +333,11 @@ def _begin_run(state: State) -> Iterable[Entry]:
         if state.partitions[name].last_event + spec.label.matures_after <= state.watermark
         and state.partitions[name].last_event > state.watermark - spec.training.window
     ]
+    if state.hold and wanted.trigger != "operator":
+        why = f"{state.hold}; an operator's retrain begins all the same"
+        if why != state.waiting:
+            yield Entry("retrain_waits", {"why": why})
+        return
     needed = spec.evaluation.blocks + 1
     if len(matured) < needed:
         why = (

@@ -11,8 +11,9 @@ from dataclasses import replace
 
 from ctrain.controller.journal import Entry
 from ctrain.controller.observations import alert
+from ctrain.controller.quality import scales_of_one
 from ctrain.controller.state import Evidence, RolloutFact, State
-from ctrain.records import Analysis, LiveDocument, Observed, to_json
+from ctrain.records import Analysis, LiveDocument, Observed, Pace, to_json
 from ctrain.rollout import RolloutState, advance, analyse
 
 ANALYSIS_EVERY = 10.0
@@ -45,7 +46,7 @@ def _roll_out(
             yield alert("rollout", f"{state.label(rollout.version)} withdrawn: {reason}")
             return
     ready = live and rollout.since > 0.0
-    slow_s = _slow_threshold(observed)
+    slow_s = slow_thresholds(observed)
     if rollout.phase == "loading":
         if ready and not state.paused:
             yield from _step(rollout, "shadow" if plan.shadow > 0 else "canary", 0, slow_s)
@@ -55,13 +56,15 @@ def _roll_out(
             yield alert("rollout", f"{state.label(rollout.version)} withdrawn: {reason}")
         return
     if rollout.phase == "canary" and not rollout.slow_s and slow_s:
-        yield Entry("slow_known", {"slow_s": slow_s})
+        yield Entry("slow_known", {"slow_s": list(slow_s)})
         return
     evidence = pooled(state, observed)
     arms = [item.arms for item in evidence.values()]
     pairs = [count for item in evidence.values() for count in item.pairs]
     split = state.document(state.epoch).split
-    analysis = analyse(rollout.id, rollout.phase, split, plan, arms, pairs)
+    pace = Pace(now - rollout.since if rollout.since else 0.0, rollout.started + plan.timeout - now)
+    scales = scales_of_one(state)
+    analysis = analyse(rollout.id, rollout.phase, split, plan, arms, pairs, rollout.blocks, scales, pace)
     stage = RolloutState(
         id=rollout.id,
         phase=rollout.phase,
@@ -153,17 +156,22 @@ def _overwritten(state: State, observed: Observed) -> Iterable[Entry]:
         yield alert("serving", text)
 
 
-def _slow_threshold(observed: Observed) -> float:
-    """Champion's 90 % quantile of the last minute, the median over replicas; 0 if nobody knows it."""
-    known = sorted(r.latency["p90"] for r in observed.reports if r.latency.get("p90"))
-    return known[len(known) // 2] if known else 0.0
+def slow_thresholds(observed: Observed) -> tuple[float, ...]:
+    """Champion's p50, p90 and p99 of the last minute, each the median over replicas; none if unknown."""
+    found = []
+    for quantile in ("p50", "p90", "p99"):
+        known = sorted(r.latency[quantile] for r in observed.reports if r.latency.get(quantile))
+        if not known:
+            return ()
+        found.append(known[len(known) // 2])
+    return tuple(found)
 
 
-def _step(rollout: RolloutFact, phase: str, step: int, slow_s: float) -> Iterable[Entry]:
+def _step(rollout: RolloutFact, phase: str, step: int, slow_s: tuple[float, ...]) -> Iterable[Entry]:
     yield Entry("rollout_step", {"rollout": rollout.id, "phase": phase, "step": step})
-    if phase == "canary" and not rollout.slow_s and slow_s:
-        # One threshold for the whole canary: evidence pools over its steps.
-        yield Entry("slow_known", {"slow_s": slow_s})
+    if phase == "canary" and slow_s:
+        # From an earlier minute, so that the coins to come know nothing of them: evidence of all steps pools.
+        yield Entry("slow_known", {"slow_s": list(slow_s)})
 
 
 def _abort(version: str, reason: str, by: str = "rollout") -> Entry:

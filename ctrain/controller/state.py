@@ -14,17 +14,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ctrain.controller.journal import Event
+from ctrain.evaluation.compare import with_pair
 from ctrain.records import (
     ArmCounts,
+    Diagnosis,
     IngestedPartition,
     Json,
     LiveDocument,
     PairCounts,
     PairedBlock,
     Partition,
+    RecordedPair,
     RunRequest,
     ShadowBlock,
     Slot,
+    SlowSeconds,
     WindowReport,
     canonical,
     from_json,
@@ -34,6 +38,10 @@ from ctrain.spec.rollout import Canary
 
 ALERTS_KEPT = 20
 VERSIONS_KEPT = 50
+HOLDS = ("quarantine", "hold_training")
+"""Actions of a diagnosis after which training would learn from what is broken."""
+BLOCKS_COUNTED = 400
+"""Newest blocks whose gates are counted."""
 BLOCKS_KEPT = 60
 """Newest blocks of evidence on quality of a rollout or a watch."""
 
@@ -114,8 +122,8 @@ class RolloutFact:
     started: float
     since: float
     """When every replica was seen to serve the present document; 0 until then."""
-    slow_s: float = 0.0
-    """Seconds from which an answer counts as slow; 0 until the champion's own are known."""
+    slow_s: SlowSeconds = ()
+    """Empty until the champion's own latency is known."""
     verdict: str = ""
     analysed: float = 0.0
     """When an analysis was last journaled."""
@@ -140,6 +148,9 @@ class WatchFact:
     until: float
     blocks: tuple[PairedBlock, ...] = ()
     """Matured blocks of both, in the order of time."""
+    verdict: str = ""
+    text: str = ""
+    """Words of the newest look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +203,12 @@ class State:
     rollouts: int = 0
     evidence: dict[str, Evidence] = field(default_factory=dict)
     watch: WatchFact | None = None
+    first: str = ""
+    """The pipeline's first champion: the static model that others are shown beside."""
+    record: tuple[RecordedPair, ...] = ()
+    """Comparisons of candidates with champions so far: what their differences are measured by."""
+    uses: dict[str, int] = field(default_factory=dict)
+    """Gates that have looked at a block, by block."""
     paused: bool = False
     generation: int = 0
     converged: int = 0
@@ -204,6 +221,10 @@ class State:
     windowing_watermark: float = 0.0
     """Watermark that it is summarised under."""
     window: WindowReport | None = None
+    hold: str = ""
+    """Why nothing but a person starts a run: what diagnosis found wrong with the data or its labels."""
+    diagnosis: Diagnosis | None = None
+    """The newest one."""
     scheduled: float = 0.0
     """When a schedule last fired."""
     alerts: tuple[tuple[float, str, str], ...] = ()
@@ -265,7 +286,7 @@ class State:
             rollout=rollout.id if rollout is not None else "",
             split=split,
             mirror=mirror,
-            slow_s=rollout.slow_s if rollout is not None else 0.0,
+            slow_s=rollout.slow_s if rollout is not None else (),
         )
 
     def _slot(self, version: str) -> Slot | None:
@@ -417,7 +438,15 @@ def _gate_decided(state: State, data: Json, at: float) -> State:
     fact = replace(state.versions[version], verdict=verdict, end="" if verdict == "accept" else "held")
     if verdict == "refuse":
         fact = replace(fact, end="refused")
-    return replace(state, evaluating="", versions={**state.versions, version: fact})
+    record, pair = state.record, data["decision"].get("pair")
+    if pair:
+        record = with_pair(record, from_json(RecordedPair, pair))
+    uses = dict(state.uses)
+    for block in data["decision"].get("used", ()):
+        uses[block] = uses.get(block, 0) + 1
+    uses = {block: uses[block] for block in sorted(uses)[-BLOCKS_COUNTED:]}
+    versions = {**state.versions, version: fact}
+    return replace(state, evaluating="", versions=versions, record=record, uses=uses)
 
 
 def _evaluation_failed(state: State, data: Json, at: float) -> State:
@@ -444,7 +473,9 @@ def _rollout_step(state: State, data: Json, at: float) -> State:
 
 def _slow_known(state: State, data: Json, at: float) -> State:
     assert state.rollout is not None
-    return replace(state, rollout=replace(state.rollout, slow_s=data["slow_s"]))
+    slow_s = data["slow_s"]
+    known = tuple(slow_s) if isinstance(slow_s, list) else ()  # once it was one number
+    return replace(state, rollout=replace(state.rollout, slow_s=known))
 
 
 def _analysed(state: State, data: Json, at: float) -> State:
@@ -466,6 +497,7 @@ def _promoted(state: State, data: Json, at: float) -> State:
     return replace(
         state,
         champion=version,
+        first=state.first or version,
         previous=state.champion,
         promoted_at=at,
         watch=watch,
@@ -537,9 +569,26 @@ def _window_closed(state: State, data: Json, at: float) -> State:
         found = paired_blocks(report.blocks, rollout.version, state.champion)
         rollout = replace(rollout, blocks=_joined(rollout.blocks, found))
     if watch is not None:
-        found = paired_blocks(report.blocks, watch.version, watch.against)
-        watch = replace(watch, blocks=_joined(watch.blocks, found))
-    return replace(state, window=report, rollout=rollout, watch=watch)
+        watch = replace(watch, blocks=watched_blocks(watch, report.blocks))
+    state = replace(state, window=report, rollout=rollout, watch=watch)
+    if report.diagnosis is not None:
+        hold = report.diagnosis.reason if report.diagnosis.action in HOLDS else ""
+        return replace(state, diagnosis=report.diagnosis, hold=hold)
+    if report.drift and all(one.state != "drift" for one in report.drift):
+        return replace(state, hold="")
+    return state
+
+
+def watched_blocks(watch: WatchFact, blocks: Iterable[ShadowBlock]) -> tuple[PairedBlock, ...]:
+    """The blocks of a watch with those that a window adds to them."""
+    return _joined(watch.blocks, paired_blocks(blocks, watch.version, watch.against))
+
+
+def _watched(state: State, data: Json, at: float) -> State:
+    if state.watch is None:
+        return state
+    verdict, text = data["report"]["verdict"], data["report"]["text"]
+    return replace(state, watch=replace(state.watch, verdict=verdict, text=text))
 
 
 def _watch_ended(state: State, data: Json, at: float) -> State:
@@ -614,6 +663,7 @@ _FOLDS: dict[str, Any] = {
     "overwritten": _overwritten,
     "window_started": _window_started,
     "window_closed": _window_closed,
+    "watched": _watched,
     "watch_ended": _watch_ended,
     "alert": _alert,
 }

@@ -7,6 +7,13 @@ from datetime import UTC, datetime
 
 from ctrain.controller.journal import Event, Journal
 from ctrain.controller.state import State, VersionFact
+from ctrain.monitoring.words import (
+    diagnosis_in_words,
+    estimate_in_words,
+    overall_state,
+    performance_in_words,
+    report_in_words,
+)
 from ctrain.records import Json, LiveDocument, Observed, to_json
 
 
@@ -66,8 +73,11 @@ def status_of(
         },
         "drift": {
             "state": _drift(state),
-            "features": [item.feature for item in report.drift if item.drifted] if report else [],
+            "lines": [report_in_words(item) for item in report.drift] if report else [],
+            "diagnosis": diagnosis_in_words(state.diagnosis) if state.diagnosis is not None else "",
+            "hold": state.hold,
         },
+        "quality": _quality(state),
         "window": to_json(report) if report is not None else None,
         "run": state.run.request.run_id if state.run is not None else "",
         "progress": progress if state.run is not None else "",
@@ -148,9 +158,13 @@ def in_words(event: Event) -> str:
         case "rollout_step":
             return f"{data['phase']} step {data['step'] + 1}"
         case "slow_known":
-            return f"an answer counts as slow from {data['slow_s'] * 1e3:.1f} ms inside the model"
+            slow_s = data["slow_s"] if isinstance(data["slow_s"], list) else [data["slow_s"]]
+            shown = ", ".join(f"{seconds * 1e3:.1f}" for seconds in slow_s)
+            return f"answers count as slow from {shown} ms inside the model"
         case "overwritten":
             return f"Serve's configuration holds generation {data['found']}, not {data['expected']}"
+        case "watched":
+            return str(data["report"]["text"])
         case "analysed":
             analysis = data["analysis"]
             return f"{analysis['phase']} {analysis['split']:.0%} {analysis['verdict']}: {analysis['reason']}"
@@ -212,10 +226,25 @@ def _rollout(state: State) -> Json | None:
     }
 
 
+def _quality(state: State) -> list[str]:
+    """What labels and scores say of the champion, one line each."""
+    lines, watch, report = [], state.watch, state.window
+    if watch is not None:
+        head = f"{state.label(watch.against)} stays in shadow of {state.label(watch.version)}"
+        lines.append(f"{head}: {watch.text or 'no block has matured yet'}")
+    if report is not None and report.performance is not None:
+        lines.append(performance_in_words(report.performance))
+    if report is not None and report.estimate is not None:
+        lines.append(estimate_in_words(report.estimate))
+    return lines
+
+
 def _drift(state: State) -> str:
-    if state.window is None or state.window.state == "not_enough_rows":
+    if state.window is None:
+        return ""
+    if state.window.state == "not_enough_rows":
         return "not enough rows"
-    return "warning" if any(item.drifted for item in state.window.drift) else "steady"
+    return overall_state(state.window.drift)
 
 
 def _next(state: State) -> str:

@@ -100,7 +100,7 @@ def _table(status: Status, traffic: Traffic | None, landed: int) -> Table:
         verdicts = ", ".join(f"{item.metric} {item.verdict}" for item in rollout.metrics)
         table.add_row("rollout", f"{rollout.phase} {rollout.step}/{rollout.steps}: {verdicts}")
     table.add_row("next", status.next)
-    table.add_row("drift", f"{status.drift.state} {', '.join(status.drift.features)}")
+    table.add_row("drift", "; ".join(status.drift.lines) or status.drift.state)
     if traffic is not None:
         p50, p99 = traffic.latency()
         table.add_row("requests", f"{traffic.sent:,} sent, {len(traffic.failed)} failed")

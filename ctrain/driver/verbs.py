@@ -284,7 +284,17 @@ def evaluate(
         champion = _version_id(state, against) if against else ""
     if champion == candidate:
         raise CtrainError(f"{pipeline}: {version or candidate} would be compared with itself")
-    request = EvaluationRequest(f"job-{_key()}", pipeline, str(place.path), state.spec, candidate, champion)
+    request = EvaluationRequest(
+        f"job-{_key()}",
+        pipeline,
+        str(place.path),
+        state.spec,
+        candidate,
+        champion,
+        static=state.first,
+        # A comparison is not measured by itself, and to look again by hand uses no block up.
+        record=tuple(pair for pair in state.record if pair.candidate != candidate),
+    )
     attach()
     environment = {"working_dir": code_uri(place, state.code)} if state.code else {}
     task = ray.remote(score).options(name=f"evaluate {pipeline} {candidate}", runtime_env=environment)

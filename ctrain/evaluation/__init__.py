@@ -1,7 +1,19 @@
-"""Room of evaluation: metrics, paired comparison, gate (pure), and scoring of versions (`score`)."""
+"""Room of evaluation: metrics, evidence by blocks, gate and watch (pure); scoring of versions (`score`)."""
 
-from ctrain.evaluation.compare import PairedInterval, paired_interval
+from ctrain.evaluation.compare import PairedInterval, paired_interval, recorded_pair, with_pair
 from ctrain.evaluation.gate import decide_gate
+from ctrain.evaluation.gross import output_difference
 from ctrain.evaluation.metrics import binary_metrics, calibration_error
+from ctrain.evaluation.watch import watch
 
-__all__ = ["PairedInterval", "binary_metrics", "calibration_error", "decide_gate", "paired_interval"]
+__all__ = [
+    "PairedInterval",
+    "binary_metrics",
+    "calibration_error",
+    "decide_gate",
+    "output_difference",
+    "paired_interval",
+    "recorded_pair",
+    "watch",
+    "with_pair",
+]

@@ -1,8 +1,15 @@
-"""Score versions on judged blocks. The one part of this room that loads weights (torch)."""
+"""Score versions on judged blocks and gather the gate's evidence: the part of this room that loads weights.
+
+All models are scored out of sample. The candidate's replicates left the judged blocks out; a champion, or
+the pipeline's first model, is scored on those of them that it has not learned from; each refit on the stretch
+that it left out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +18,42 @@ import numpy.typing as npt
 
 from ctrain.data.read import Dataset
 from ctrain.errors import PartitionError
+from ctrain.evaluation.blocks import block_statistics, logit
 from ctrain.evaluation.gate import decide_gate
+from ctrain.evaluation.gross import output_difference
+from ctrain.evaluation.leaks import find_leaks
 from ctrain.evaluation.metrics import binary_metrics
+from ctrain.evaluation.segment_keys import segment_key
+from ctrain.evaluation.segments import SegmentSearch, search_segments
+from ctrain.features import Column, columns_from_json
 from ctrain.models.loading import load_network
-from ctrain.records import BlockScore, EvaluationRequest, GateDecision, ModelScore, ModelVersion
+from ctrain.records import (
+    BlockScore,
+    EvaluationRequest,
+    GateDecision,
+    GateEvidence,
+    LeakFinding,
+    ModelScore,
+    ModelVersion,
+    OutputDifference,
+    SegmentScore,
+    WeightSet,
+)
 from ctrain.registry import read_version
-from ctrain.spec import parse_spec
+from ctrain.spec import PipelineSpec, parse_spec
 from ctrain.storage import open_root
 from ctrain.storage.root import Root
 
+Floats = npt.NDArray[np.float64]
+
+SEGMENT_METRIC = "log_loss"
+"""What the search for the worst segments compares, beside what criteria name."""
+
+TIMED_REQUESTS = 200
+
 
 def evaluate(request: EvaluationRequest) -> GateDecision:
-    """Score the candidate's and the champion's judged weights on the candidate's blocks; decide the gate.
-
-    Both must be out of sample there. The candidate left its blocks out; a champion that has trained on
-    some of them is scored on the others, and with fewer than two of those a comparison lacks evidence;
-    so it does where the champion's older view cannot read rows that landed later.
+    """Gather the evidence on a candidate and decide the gate.
 
     Raises:
         DataError: if a judged block cannot be read.
@@ -35,13 +62,40 @@ def evaluate(request: EvaluationRequest) -> GateDecision:
     spec = parse_spec(request.spec)
     root = Root(Path(request.root), open_root(request.root).store)
     candidate = read_version(root, request.candidate)
-    score = score_version(root, candidate, candidate, candidate.blocks)
-    champion_score = None
+    return decide_gate(spec.evaluation, gather(request, spec, root, candidate))
+
+
+def gather(
+    request: EvaluationRequest, spec: PipelineSpec, root: Root, candidate: ModelVersion
+) -> GateEvidence:
+    """Everything that the gate decides on."""
+    judge = Judge(root, candidate)
+    mine = judge.score(candidate, candidate.judged, candidate.blocks)
+    champion = first = None
     if request.champion:
-        champion = read_version(root, request.champion)
-        unseen = blocks_unseen_by(champion, candidate.blocks)
-        champion_score = score_version(root, champion, candidate, unseen)
-    return decide_gate(spec.evaluation, score, champion_score)
+        version = read_version(root, request.champion)
+        champion = judge.score(version, version.judged, blocks_unseen_by(version, candidate.blocks))
+    if request.static not in ("", request.champion, request.candidate):
+        version = read_version(root, request.static)
+        first = judge.score(version, version.judged, blocks_unseen_by(version, candidate.blocks))
+    refits = [part for one in candidate.refits for part in judge.score(candidate, [one], one.left_out)]
+    threshold = candidate.threshold
+    raw = judge.raw(mine)
+    return GateEvidence(
+        candidate=model_score(candidate.id, mine, threshold),
+        champion=model_score(request.champion, champion, threshold) if champion is not None else None,
+        static=model_score("the first champion", first, threshold) if first is not None else None,
+        baselines=(model_score("the base rate", judge.base_rate(mine), threshold),) if mine else (),
+        refit=model_score(candidate.id, refits, threshold) if refits else None,
+        record=request.record,
+        uses=request.uses,
+        outputs=tuple(_outputs(mine, champion or [])),
+        segments=tuple(_segments(spec, raw, mine, champion)),
+        groups=_groups(spec, raw, mine, threshold),
+        leaks=_leaks(raw, mine),
+        latency=judge.latency() if _asks_latency(spec) else {},
+        size=candidate.served.size,
+    )
 
 
 def blocks_unseen_by(version: ModelVersion, blocks: Iterable[str]) -> tuple[str, ...]:
@@ -50,35 +104,227 @@ def blocks_unseen_by(version: ModelVersion, blocks: Iterable[str]) -> tuple[str,
     return tuple(block for block in blocks if block not in seen)
 
 
-def score_version(root: Root, version: ModelVersion, on: ModelVersion, judged: Iterable[str]) -> ModelScore:
-    """Score a version's judged weights block by block and pooled.
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One block as R replicates of a model score it."""
+
+    block: str
+    labels: Floats
+    """0 or 1, shape [B]; empty where the model's view cannot read the block."""
+    outputs_RB: Floats
+    """Probabilities."""
+
+    @property
+    def mean(self) -> Floats:
+        """Probability of the replicates' mean logit, shape [B]."""
+        found: Floats = 1 / (1 + np.exp(-logit(self.outputs_RB).mean(axis=0)))
+        return found
+
+    def at(self, chosen: npt.NDArray[np.bool_]) -> Scored:
+        """Some of the rows."""
+        return Scored(self.block, self.labels[chosen], self.outputs_RB[:, chosen])
+
+
+class Judge:
+    """Scores versions on the candidate's rows.
 
     Args:
         root: Where versions and rows lie.
-        version: Whose weights.
-        on: Whose dataset version, label and threshold.
-        judged: Blocks (partitions); none of them gives a score without metrics.
-
-    Raises:
-        DataError: if `version` is `on` and cannot read a block; another version has no row there.
+        candidate: Whose dataset version and label are judged on.
     """
-    network = load_network(root, version, version.judged[0])
-    dataset = Dataset(root, on.pipeline, on.dataset_version, version.code)
-    blocks: list[BlockScore] = []
-    labels: list[npt.NDArray[Any]] = [np.empty(0)]
-    scores: list[npt.NDArray[Any]] = [np.empty(0)]
-    for block in judged:
-        try:
-            features = dataset.features(block, network.view, on.label)
-        except PartitionError:
-            if version.id == on.id:
-                raise
-            blocks.append(BlockScore(block, 0, 0, {}))
+
+    def __init__(self, root: Root, candidate: ModelVersion) -> None:
+        self._root, self._candidate = root, candidate
+
+    def score(self, version: ModelVersion, sets: Sequence[WeightSet], blocks: Iterable[str]) -> list[Scored]:
+        """Score blocks by some of a version's sets of weights.
+
+        Raises:
+            DataError: if the candidate itself cannot read a block; another version has no row there.
+        """
+        dataset = self._dataset(version)
+        networks = [load_network(self._root, version, one) for one in sets]
+        found = []
+        for block in blocks:
+            try:
+                features = dataset.features(block, networks[0].view, self._candidate.label)
+            except PartitionError:
+                if version.id == self._candidate.id:
+                    raise
+                found.append(Scored(block, np.empty(0), np.empty((len(sets), 0))))
+                continue
+            outputs = []
+            for number, network in enumerate(networks):
+                if number == 0 or network.encoder != networks[number - 1].encoder:
+                    matrix = network.encoder.encode(features.arrays)
+                outputs.append(network.probabilities(matrix))
+            found.append(Scored(block, features.label.astype(np.float64), np.array(outputs)))
+        return found
+
+    def base_rate(self, scored: Sequence[Scored]) -> list[Scored]:
+        """The trivial model that answers the share of positives among the rows that were learned from."""
+        version = self._candidate
+        dataset, view = self._dataset(version), load_network(self._root, version, version.judged[0]).view
+        learned = [name for name in version.partitions if name not in version.blocks]
+        counts = [dataset.labels(name, view, version.label) for name in learned]
+        rows = sum(map(len, counts))
+        rate = float(sum(labels.sum() for labels in counts)) / rows if rows else 0.5
+        return [Scored(one.block, one.labels, np.full((1, len(one.labels)), rate)) for one in scored]
+
+    def raw(self, scored: Sequence[Scored]) -> dict[str, npt.NDArray[Any]]:
+        """Raw columns of all judged rows, but for timestamps."""
+        columns = columns_from_json(self._candidate.columns)
+        kept = {name: column for name, column in columns.items() if column.kind != "timestamp"}
+        return self._raw([one.block for one in scored], kept)
+
+    def latency(self) -> dict[str, float]:
+        """Seconds for one request inside the served model, as a replica runs it: p50, p99."""
+        from ctrain.serving.weights import TorchModel, example_row
+
+        version = self._candidate
+        network = load_network(self._root, version, version.served)
+        model, row = TorchModel(network, version.served.sha256), example_row(version.columns)
+        seconds = []
+        for _ in range(TIMED_REQUESTS):
+            start = time.perf_counter()
+            model.predict([row])
+            seconds.append(time.perf_counter() - start)
+        return {"p50": float(np.quantile(seconds, 0.5)), "p99": float(np.quantile(seconds, 0.99))}
+
+    def _raw(self, blocks: Sequence[str], columns: dict[str, Column]) -> dict[str, npt.NDArray[Any]]:
+        if not blocks or not columns:
+            return {}
+        dataset = self._dataset(self._candidate)
+        parts = [dataset.arrays(block, columns) for block in blocks]
+        return {name: np.concatenate([part[name] for part in parts]) for name in columns}
+
+    def _dataset(self, version: ModelVersion) -> Dataset:
+        on = self._candidate
+        return Dataset(self._root, on.pipeline, on.dataset_version, version.code)
+
+
+def model_score(name: str, scored: Sequence[Scored], threshold: float) -> ModelScore:
+    """Metrics of all rows together and block by block: means over the replicates.
+
+    Args:
+        name: Id of the version, or words for a trivial model.
+        scored: Its blocks in the order of time.
+        threshold: Probability at and above which the decision is positive.
+    """
+    blocks = []
+    for one in scored:
+        statistics = [block_statistics(one.labels, outputs) for outputs in one.outputs_RB]
+        metrics = [binary_metrics(one.labels, outputs, threshold) for outputs in one.outputs_RB]
+        blocks.append(
+            BlockScore(
+                block=one.block,
+                rows=len(one.labels),
+                positives=int(one.labels.sum()),
+                metrics=_mean(metrics),
+                statistics=_mean(statistics),
+                replicates=tuple(statistics),
+            )
+        )
+    if not scored:
+        return ModelScore(name, {}, ())
+    labels = np.concatenate([one.labels for one in scored])
+    outputs_RB = np.concatenate([one.outputs_RB for one in scored], axis=1)
+    overall = _mean([binary_metrics(labels, outputs, threshold) for outputs in outputs_RB])
+    return ModelScore(name, overall, tuple(blocks))
+
+
+def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each value that all have."""
+    names = [name for name in found[0] if all(name in one for one in found)] if found else []
+    return {name: float(np.mean([one[name] for one in found])) for name in names}
+
+
+def _outputs(mine: Sequence[Scored], champion: Sequence[Scored]) -> Iterable[OutputDifference]:
+    other = {one.block: one for one in champion}
+    for one in mine:
+        if one.block in other and len(other[one.block].labels) == len(one.labels):
+            found = output_difference(one.block, one.mean, other[one.block].mean)
+            if found is not None:
+                yield found
+
+
+def _segments(
+    spec: PipelineSpec,
+    raw: Mapping[str, npt.NDArray[Any]],
+    mine: Sequence[Scored],
+    champion: Sequence[Scored] | None,
+) -> Iterable[SegmentScore]:
+    """What criteria ask by segment, and a search for the worst segments of all categories."""
+    if not raw:
+        return
+    for rule in spec.evaluation.gate:
+        if rule.segments:
+            margin = rule.no_harm if isinstance(rule.no_harm, float) else 0.0
+            wanted = {name: raw[name] for name in rule.segments if name in raw}
+            yield from _search(wanted, mine, champion, rule.metric, margin, spec).segments
+    categories = {name: values for name, values in raw.items() if values.dtype.kind == "U"}
+    yield from _search(categories, mine, champion, SEGMENT_METRIC, 0.0, spec).segments
+
+
+def _search(
+    columns: Mapping[str, npt.NDArray[Any]],
+    mine: Sequence[Scored],
+    champion: Sequence[Scored] | None,
+    metric: str,
+    margin: float,
+    spec: PipelineSpec,
+) -> SegmentSearch:
+    """Search the blocks that both models could be scored on."""
+    other = {one.block: one for one in champion or () if len(one.labels)}
+    sizes = [len(one.labels) for one in mine]
+    kept = [champion is None or one.block in other for one in mine]
+    rows = np.repeat(kept, sizes)
+    numbers = np.repeat(np.arange(len(mine)), sizes)[rows]
+    both = [one for one, there in zip(mine, kept, strict=True) if there]
+
+    def together(parts: Sequence[Floats]) -> Floats:
+        return np.concatenate(parts) if parts else np.empty(0)
+
+    return search_segments(
+        together([one.labels for one in both]),
+        together([one.mean for one in both]),
+        None if champion is None else together([other[one.block].mean for one in both]),
+        numbers,
+        [segment_key(name, values[rows]) for name, values in columns.items()],
+        metric=metric,
+        threshold=spec.evaluation.threshold,
+        margin=margin,
+        confidence=spec.evaluation.confidence,
+    )
+
+
+def _leaks(raw: Mapping[str, npt.NDArray[Any]], mine: Sequence[Scored]) -> tuple[LeakFinding, ...]:
+    """Columns of the judged rows that know the label; too few rows say nothing."""
+    if not raw:
+        return ()
+    labels = np.concatenate([one.labels for one in mine])
+    blocks = np.repeat(np.arange(len(mine)), [len(one.labels) for one in mine])
+    return find_leaks(raw, labels, blocks).refusals
+
+
+def _groups(
+    spec: PipelineSpec, raw: Mapping[str, npt.NDArray[Any]], mine: Sequence[Scored], threshold: float
+) -> dict[str, ModelScore]:
+    """The candidate on the rows of each group that a criterion names."""
+    found = {}
+    starts = np.cumsum([0, *(len(one.labels) for one in mine)])
+    for group in {group for rule in spec.evaluation.gate for group in rule.between}:
+        name, value = group.split("=", 1)
+        if name not in raw:
             continue
-        probabilities = network.probabilities(network.encoder.encode(features.arrays))
-        metrics = binary_metrics(features.label, probabilities, on.threshold)
-        blocks.append(BlockScore(block, len(features.label), int(features.label.sum()), metrics))
-        labels.append(features.label)
-        scores.append(probabilities)
-    overall = binary_metrics(np.concatenate(labels), np.concatenate(scores), on.threshold)
-    return ModelScore(version.id, overall, tuple(blocks))
+        key = segment_key(name, raw[name])
+        inside = np.array([key.segment(int(code)) == f"{name}={value}" for code in key.codes], bool)
+        parts = [
+            one.at(inside[start : start + len(one.labels)]) for one, start in zip(mine, starts, strict=False)
+        ]
+        found[group] = model_score(group, parts, threshold)
+    return found
+
+
+def _asks_latency(spec: PipelineSpec) -> bool:
+    return any(rule.metric.startswith("latency") for rule in spec.evaluation.gate)

@@ -1,120 +1,340 @@
-"""Drift of inputs: alibi-detect's univariate tests on bounded samples, window against reference.
+"""The drift monitor: summaries of windows in, a verdict with its evidence out.
 
-What the library gets wrong by itself is met here: missing values are counted apart and taken out
-(it calls NaN "no drift"), rare categories are merged into one, categories that the reference lacks are
-tested with the others, tiny windows are not tested, and a small p-value alone is no drift: the effect
-must be worth a warning too.
+One monitor watches one kind of drift of one stream: inputs, answers, or losses that have matured; the
+mechanism is the same. A window is compared with the profile of its season, its shifts become p-values by the
+calibration, and these become evidence that accumulates. What a monitor knows is bounded by its layout.
+
+A window enters the profile only after a quarantine, and never if there was drift in it, so that a slow drift
+does not become its own reference. Its scores enter the calibration in any case: a calibration without the
+windows where evidence was building would look calmer than the world is.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from ctrain.records import FeatureDrift
+from ctrain.monitoring.calibrate import LAGS, Calibration, both_ways, calibrate, p_values, scores, tails
+from ctrain.monitoring.evidence import BETS, accumulate
+from ctrain.monitoring.profile import Entry, Profile, extended, shifts, sizes
+from ctrain.monitoring.summary import Floats, Layout, Summary
+from ctrain.records import DriftCause, DriftReport, DriftState, Json
 from ctrain.spec.monitoring import Drift
 
-MINIMUM = 30
-"""Rows, and values among them, on either side below which a feature is not tested."""
+QUARANTINE = 48
+"""Windows before one enters the profile."""
 
-OTHER = "other"
-RARE = 5
-"""Rows of both sides together below which a category is merged into `OTHER`."""
+GLOBAL, LOCAL, STATISTICS = 0.6, 0.4, 0.25
+"""How evidence is weighed: features, segments, chosen statistics; scaled to sum to 1."""
 
+FADING = 0.8
+"""Of the running mean of shifts that the effect is read from: about five windows."""
 
-def tabular_drift(
-    reference: dict[str, npt.NDArray[Any]], window: dict[str, npt.NDArray[Any]], spec: Drift
-) -> tuple[FeatureDrift, ...]:
-    """Test each feature.
+ROUNDING = 1e-9
 
-    Args:
-        reference: Raw columns, text ("" is missing) or float64 (NaN is missing).
-        window: The same columns of live traffic.
-        spec: Level (Bonferroni over the features), least effect, sample size.
-    """
-    level = spec.p_value / max(len(reference), 1)
-    found = []
-    for name, values in reference.items():
-        p_value, effect = _test(_sample(values, spec.sample), _sample(window[name], spec.sample), level)
-        drifted = p_value < level and effect >= spec.minimum_effect
-        found.append(FeatureDrift(name, p_value, effect, drifted))
-    return tuple(found)
+HEADROOM = 10.0
+"""A detector alone may reach so many times what drift needs; more would only delay recovery."""
 
+AT_ONCE, PLAIN = 0.5, 0.7
+"""Of the budget, the part for drift that one window shows; of that, the part of means and scales."""
 
-def _sample(values: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
-    if len(values) <= size:
-        return values
-    chosen: npt.NDArray[Any] = values[np.random.default_rng(0).choice(len(values), size, replace=False)]
-    return chosen
+_EVIDENCE = ("last", "log_m", "effect")
+_WAITING = ("values", "residuals")
+_CALIBRATION = (
+    "center_D",
+    "between_D",
+    "weights_LC",
+    "spans_K",
+    "residuals_NC",
+    "reach_K",
+    "stretch_K",
+)
 
-
-def _test(reference: npt.NDArray[Any], window: npt.NDArray[Any], level: float) -> tuple[float, float]:
-    """(p-value, effect) of one feature; missing values count as a move of their own."""
-    if min(len(reference), len(window)) < MINIMUM:
-        return 1.0, 0.0
-    missing = _missing(reference), _missing(window)
-    gap = abs(float(missing[0].mean()) - float(missing[1].mean()))
-    p_missing = _two_shares(missing[0], missing[1]) if gap else 1.0
-    here, there = reference[~missing[0]], window[~missing[1]]
-    if min(len(here), len(there)) < MINIMUM:
-        return p_missing, gap  # the only test
-    if reference.dtype.kind == "U":
-        p_value, effect = _categories(here, there)
-    else:
-        p_value, effect = _numbers(here, there)
-    # Two tests of one feature, each at half the level (Bonferroni); of those that are significant, the
-    # one with the larger effect speaks for the feature.
-    tests = [(min(1.0, 2 * p_value), effect), (min(1.0, 2 * p_missing), gap)]
-    significant = [test for test in tests if test[0] < level]
-    return max(significant, key=lambda test: test[1]) if significant else min(tests)
+WHATS: tuple[Literal["mean", "scale", "shape", "missing", "share"], ...] = (
+    "mean",
+    "scale",
+    "shape",
+    "missing",
+    "share",
+)
 
 
-def _numbers(here: npt.NDArray[Any], there: npt.NDArray[Any]) -> tuple[float, float]:
-    from alibi_detect.cd import KSDrift
+@dataclass(frozen=True)
+class _Waiting:
+    """A judged window in quarantine."""
 
-    # Both sides shifted and scaled alike, which the test does not see, so that float32 can tell
-    # the values of a narrow range apart.
-    middle, scale = float(np.median(here)), float(np.std(here)) or 1.0
-    columns = [((side - middle) / scale).astype(np.float32).reshape(-1, 1) for side in (here, there)]
-    result = KSDrift(columns[0], p_val=0.05).predict(columns[1])["data"]
-    return float(result["p_val"][0]), float(result["distance"][0])
-
-
-def _categories(here: npt.NDArray[Any], there: npt.NDArray[Any]) -> tuple[float, float]:
-    from alibi_detect.cd import ChiSquareDrift
-
-    names, counts = np.unique(np.concatenate([here, there]), return_counts=True)
-    kept = {str(name) for name, count in zip(names, counts, strict=True) if count >= RARE}
-    first = np.array([value if value in kept else OTHER for value in here.tolist()])
-    second = np.array([value if value in kept else OTHER for value in there.tolist()])
-    labels = np.unique(np.concatenate([first, second]))
-    shares = [np.array([np.mean(side == label) for label in labels]) for side in (first, second)]
-    effect = float(np.abs(shares[0] - shares[1]).sum() / 2)
-    if len(labels) < 2:
-        return 1.0, 0.0
-    # alibi-detect refuses a category that the reference lacks: the same chi-square on the union of
-    # both sides takes it.
-    if not np.isin(second, first).all():
-        from scipy.stats import chi2_contingency
-
-        table = [[int(np.sum(side == label)) for label in labels] for side in (first, second)]
-        return float(chi2_contingency(table).pvalue), effect
-    codes = {label: index for index, label in enumerate(labels)}
-    coded = [np.array([[codes[value]] for value in side.tolist()]) for side in (first, second)]
-    result = ChiSquareDrift(coded[0], p_val=0.05).predict(coded[1])["data"]
-    return float(result["p_val"][0]), effect
+    context: str
+    values: Floats
+    residuals: Floats
+    drift: bool
 
 
-def _missing(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    absent: npt.NDArray[np.bool_] = values == "" if values.dtype.kind == "U" else np.isnan(values)
-    return absent
+class DriftMonitor:
+    """Judges windows in their order. Not safe for threads."""
+
+    def __init__(self, layout: Layout, spec: Drift, threshold: float) -> None:
+        self.layout, self.spec, self.threshold = layout, spec, threshold
+        self._down = tails(layout)
+        self._weights = _weights(layout, self._down)
+        self._cap = np.log(HEADROOM * threshold / self._weights)
+        self._past: list[tuple[str, Floats]] = []
+        self._profile = Profile()
+        self._calibration: Calibration | None = None
+        self._waiting: list[_Waiting] = []
+        self._last = np.zeros((LAGS, len(self._down)))
+        self.checks = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start with no evidence."""
+        self.state: DriftState = "steady"
+        self._log_m = np.full((len(BETS), len(self._weights)), -np.inf)
+        self._effect = np.zeros(sum(sizes(self.layout)))
+
+    @staticmethod
+    def begin(
+        layout: Layout,
+        spec: Drift,
+        past: Sequence[tuple[str, Summary]] = (),
+        *,
+        checks: float = 1000.0,
+        previous: DriftMonitor | None = None,
+    ) -> DriftMonitor:
+        """A monitor that knows the stream's past, e.g. the windows of the champion's training data.
+
+        Args:
+            layout: Of all summaries.
+            spec: Least effect, rows, windows to calibrate on.
+            past: (context, summary) of past windows, oldest first, in one stretch. If they are too few the
+                monitor is `calibrating` until live windows have made up for them.
+            checks: Checks that may hold one false alarm (`Drift.checks`).
+            previous: Monitor before a promotion. If the layout is the same, what it has learned about the
+                stream's noise still holds and is kept; evidence starts anew in any case.
+        """
+        monitor = DriftMonitor(layout, spec, checks)
+        if previous is not None and previous.layout == layout:
+            monitor._past, monitor._calibration = list(previous._past), previous._calibration
+            monitor._profile, monitor._waiting = previous._profile, list(previous._waiting)
+        usable = [(context, one.values) for context, one in past if one.rows >= spec.least_rows]
+        if usable:
+            monitor._learn(usable)
+        return monitor
+
+    def update(self, context: str, summary: Summary) -> DriftReport:
+        """Judge the next window.
+
+        Args:
+            context: Its season (`profile.context_of`).
+            summary: Its counts, by the monitor's layout.
+        """
+        assert summary.layout == self.layout, "the summary was made by another layout"
+        if summary.rows < self.spec.least_rows:
+            reason = f"{summary.rows:.0f} rows, fewer than {self.spec.least_rows}"
+            return self._report("not_enough_rows", summary, 0.0, reason)
+        if self._calibration is None:
+            self._learn([*self._past, (context, summary.values)])
+            reason = f"{len(self._past)} of {self.spec.calibration_windows} windows watched"
+            return self._report("calibrating", summary, 0.0, reason)
+        entry = self._profile.entries.get(context)
+        if entry is None or entry.visits < 2:
+            unknown = np.full(len(self._down), np.nan)
+            self._wait(_Waiting(context, summary.values, unknown, False))
+            return self._report("calibrating", summary, 0.0, f"fewer than two windows of {context} before")
+        return self._judge(self._calibration, context, summary, entry)
+
+    def to_state(self) -> tuple[Json, dict[str, npt.NDArray[Any]]]:
+        """All that it knows, as plain JSON and plain arrays (for npz); bounded by the layout."""
+        about: Json = {
+            "layout": self.layout.to_json(),
+            "threshold": self.threshold,
+            "state": self.state,
+            "checks": self.checks,
+            "past": [context for context, _ in self._past],
+            "waiting": [[one.context, one.drift] for one in self._waiting],
+            "contexts": [[name, entry.visits] for name, entry in self._profile.entries.items()],
+            "windows": self._calibration.windows if self._calibration else 0,
+        }
+        arrays: dict[str, npt.NDArray[Any]] = {name: getattr(self, f"_{name}") for name in _EVIDENCE}
+        arrays["past"] = np.array([values for _, values in self._past])
+        arrays["profile"] = np.array([entry.sums for entry in self._profile.entries.values()])
+        for name in _WAITING:
+            arrays[f"waiting_{name}"] = np.array([getattr(one, name) for one in self._waiting])
+        if self._calibration is not None:
+            arrays |= {f"calibration_{name}": getattr(self._calibration, name) for name in _CALIBRATION}
+        return about, {name: array.copy() for name, array in arrays.items()}
+
+    @staticmethod
+    def from_state(spec: Drift, about: Json, arrays: dict[str, npt.NDArray[Any]]) -> DriftMonitor:
+        """Rebuild from `to_state`: what follows is the same, bit for bit."""
+        monitor = DriftMonitor(Layout.from_json(about["layout"]), spec, about["threshold"])
+        monitor.state, monitor.checks = about["state"], about["checks"]
+        for name in _EVIDENCE:
+            setattr(monitor, f"_{name}", arrays[name])
+        monitor._past = list(zip(about["past"], arrays["past"], strict=True))
+        pairs = zip(about["contexts"], arrays["profile"], strict=True)
+        monitor._profile = Profile({name: Entry(sums, visits) for (name, visits), sums in pairs})
+        columns = [arrays[f"waiting_{name}"] for name in _WAITING]
+        for (context, drift), values, residuals in zip(about["waiting"], *columns, strict=True):
+            monitor._waiting.append(_Waiting(context, values, residuals, drift))
+        if about["windows"]:
+            learned = {name: arrays[f"calibration_{name}"] for name in _CALIBRATION}
+            monitor._calibration = Calibration(**learned, windows=about["windows"])
+        return monitor
+
+    def _learn(self, past: list[tuple[str, Floats]]) -> None:
+        """Calibrate on past windows if they are enough; keep them for later if not."""
+        if len(past) < self.spec.calibration_windows:
+            self._past = past
+            return
+        self._past = []
+        contexts = [context for context, _ in past]
+        windows = [extended(self.layout, values) for _, values in past]
+        chances = AT_ONCE * _plain_weights(self.layout, self._down) / self.threshold
+        self._calibration = calibrate(self.layout, contexts, np.array(windows), chances)
+        self._profile, self._waiting = Profile(), []
+        for context, window in zip(contexts, windows, strict=True):
+            self._profile = self._profile.add(context, window)
+
+    def _judge(self, calibration: Calibration, context: str, summary: Summary, entry: Entry) -> DriftReport:
+        shift = shifts(self.layout, extended(self.layout, summary.values), entry)
+        moved = shift.sizes_D - calibration.center_D
+        z, which = scores(self.layout, moved, shift.variances_D, calibration.between_D)
+        expected = calibration.weights_LC[0] + (self._last * calibration.weights_LC[1:]).sum(axis=0)
+        residuals = z - expected
+        self._last = np.vstack([np.nan_to_num(z), self._last[:-1]])
+        self._effect = FADING * self._effect + (1 - FADING) * np.nan_to_num(moved)
+        p = p_values(calibration, residuals, self._down)
+        self._log_m = accumulate(self._log_m, p, calibration.spans_K, self._cap)
+        worth = self._worth(self._effect, which)
+        at_once = both_ways(residuals, self._down) > calibration.reach_K
+        at_once &= self._worth(np.nan_to_num(moved), which)
+        enough = np.log(self.threshold / self._weights) + ROUNDING
+        self._log_m = np.where(at_once, np.maximum(self._log_m, enough), self._log_m)
+        evidence = np.exp(self._log_m).mean(axis=0) * self._weights * (worth | at_once)
+        self.checks += 1
+        total = float(evidence.sum())
+        state, reason = self._next(total)
+        report = self._report(state, summary, total, reason, self._causes(evidence, which))
+        self._wait(_Waiting(context, summary.values, residuals, self.state == "drift"))
+        return report
+
+    def _worth(self, shift_D: Floats, which: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which scores show an effect that is worth an alarm; a statistic without a unit does."""
+        effect = self._effects(shift_D, which)
+        worth: npt.NDArray[np.bool_] = np.isnan(effect) | (effect >= self.spec.min_effect)
+        return worth
+
+    def _effects(self, shift_D: Floats, which: npt.NDArray[np.int64]) -> Floats:
+        """Shift that speaks for each score, positive in the score's direction; NaN for a statistic."""
+        parts = np.split(shift_D, np.cumsum(sizes(self.layout))[:-1])
+        f, s = len(self.layout.features), len(self.layout.segment_names)
+        local = parts[5].reshape(s, f)
+        up, down = (
+            (local[np.arange(s), which[0]], -local[np.arange(s), which[1]]) if s else (np.zeros(0),) * 2
+        )
+        effect = np.concatenate([*parts[:5], up, down, np.full(len(parts[6]), np.nan)])
+        return np.concatenate([effect, -effect[self._down]])
+
+    def _next(self, total: float) -> tuple[DriftState, str]:
+        """Move between steady, warning, drift and recovered; drift ends where a warning would not begin."""
+        warning = math.sqrt(self.threshold)
+        before = self.state
+        if total >= self.threshold or (before == "drift" and total >= warning):
+            self.state = "drift"
+            return "drift", "the evidence is above the threshold" if before != "drift" else "drift goes on"
+        if before == "drift":
+            self._forget()
+            return "recovered", "the stream is again as it was, or has become used to"
+        self.state = "warning" if total >= warning else "steady"
+        return self.state, "evidence is building" if self.state == "warning" else "no evidence of drift"
+
+    def _wait(self, waiting: _Waiting) -> None:
+        """Put a window into quarantine, and take in the one whose quarantine is over."""
+        self._waiting.append(waiting)
+        if len(self._waiting) <= QUARANTINE:
+            return
+        ripe = self._waiting.pop(0)
+        if not ripe.drift:
+            self._profile = self._profile.add(ripe.context, extended(self.layout, ripe.values))
+        if self._calibration is not None and not np.isnan(ripe.residuals).all():
+            self._calibration = self._calibration.add(ripe.residuals, self._down)
+
+    def _causes(self, evidence: Floats, which: npt.NDArray[np.int64]) -> tuple[DriftCause, ...]:
+        total = float(evidence.sum())
+        if total < 1.0:
+            return ()
+        effects = self._effects(self._effect, which)
+        return tuple(
+            self._cause(int(k), float(effects[k]), float(evidence[k] / total), which)
+            for k in np.argsort(-evidence)[:3]
+            if evidence[k] > 0
+        )
+
+    def _cause(self, k: int, effect: float, share: float, which: npt.NDArray[np.int64]) -> DriftCause:
+        """Name a score: its feature or segment, what moved, and where to."""
+        names, f, s = self.layout.features, len(self.layout.features), len(self.layout.segment_names)
+        up = k < len(self._down)
+        number = k if up else int(np.flatnonzero(self._down)[k - len(self._down)])
+        if number < 4 * f:
+            sign = 1.0 if up else -1.0
+            return DriftCause(
+                names[number % f].name, WHATS[number // f], "up" if up else "down", "", sign * effect, share
+            )
+        number -= 4 * f
+        if number < s:
+            name = self.layout.segment_names[number]
+            return DriftCause("", "share", "up" if up else "down", name, effect if up else -effect, share)
+        number -= s
+        if number < 2 * s:
+            rise, segment = number < s, number % s
+            feature = names[int(which[0 if rise else 1, segment])].name
+            name = self.layout.segment_names[segment]
+            return DriftCause(
+                feature, "mean", "up" if rise else "down", name, effect if rise else -effect, share
+            )
+        return DriftCause(self.layout.statistics[number - 2 * s], "statistic", "up", "", None, share)
+
+    def _report(
+        self,
+        state: DriftState,
+        summary: Summary,
+        evidence: float,
+        reason: str,
+        causes: tuple[DriftCause, ...] = (),
+    ) -> DriftReport:
+        return DriftReport(
+            kind=self.layout.kind,
+            state=state,
+            alarm=reason == "the evidence is above the threshold",
+            evidence=evidence,
+            threshold=self.threshold,
+            causes=causes,
+            rows=int(summary.rows),
+            checks=self.checks,
+            budget=f"at most one false alarm in {self.threshold:.0f} checks",
+            reason=reason,
+        )
 
 
-def _two_shares(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> float:
-    """p-value of Fisher's exact test for two shares."""
-    from scipy.stats import fisher_exact
+def _weights(layout: Layout, down: npt.NDArray[np.bool_]) -> Floats:
+    """Share of each score in the evidence, upwards then downwards; they sum to 1."""
+    f, s, x = len(layout.features), len(layout.segment_names), len(layout.statistics)
+    group = np.concatenate([np.zeros(4 * f), np.ones(3 * s), np.full(x, 2)]).astype(int)
+    group = np.concatenate([group, group[down]])
+    counts = np.bincount(group, minlength=3)
+    shares = np.where(counts > 0, [GLOBAL, LOCAL, STATISTICS], 0.0)
+    weights: Floats = (shares / shares.sum() / np.maximum(counts, 1))[group]
+    return weights
 
-    table = [[int(one.sum()), int((~one).sum())], [int(other.sum()), int((~other).sum())]]
-    return float(fisher_exact(table)[1])
+
+def _plain_weights(layout: Layout, down: npt.NDArray[np.bool_]) -> Floats:
+    """Share of each score in the budget for drift that one window shows."""
+    number = np.arange(len(down))
+    plain = np.concatenate([number, number[down]]) < 2 * len(layout.features)
+    weights: Floats = np.where(plain, PLAIN / plain.sum(), (1 - PLAIN) / (~plain).sum())
+    return weights

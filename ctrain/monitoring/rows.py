@@ -5,7 +5,7 @@ Watched are the raw columns that requests hold, but for timestamps: time moves b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ import numpy.typing as npt
 from ctrain.data.read import Dataset
 from ctrain.errors import PartitionError
 from ctrain.features import Column, columns_from_json
-from ctrain.models.loading import Network, load_network
 from ctrain.records import ModelVersion
 from ctrain.storage import Root
 
@@ -62,6 +61,18 @@ def watched_columns(version: ModelVersion) -> dict[str, Column]:
     return {name: column for name, column in columns.items() if column.kind != "timestamp"}
 
 
+def columns_of(rows: list[dict[str, Any]], like: Mapping[str, Column]) -> dict[str, Any]:
+    """Columns of logged rows, in the kinds of the reference: text, or float64 with NaN."""
+    columns: dict[str, Any] = {}
+    for name, column in like.items():
+        found = [row.get(name) for row in rows]
+        if column.kind == "category":
+            columns[name] = np.array(["" if value is None else str(value) for value in found], np.str_)
+        else:
+            columns[name] = np.array([np.nan if value is None else float(value) for value in found], float)
+    return columns
+
+
 class Landed:
     """Landed partitions as the champion meets them.
 
@@ -76,7 +87,7 @@ class Landed:
         self._root, self._version, self._event_time = root, version, event_time
         self._dataset = Dataset(root, version.pipeline, dataset_version, version.code)
         self._watched = watched_columns(version)
-        self._networks: dict[str, Network] = {}
+        self._networks: dict[str, Any] = {}
 
     def read(self, partition: str) -> Rows:
         """Rows of a partition, in the order of their events.
@@ -108,8 +119,11 @@ class Landed:
             if not unseen:
                 return np.full(rows, np.nan)
             weights = unseen[0]
+        from ctrain.models.loading import load_network
+
         if weights.name not in self._networks:
             self._networks[weights.name] = load_network(self._root, version, weights)
         network = self._networks[weights.name]
         features = self._dataset.features(partition, network.view, version.label)
-        return network.probabilities(network.encoder.encode(features.arrays))
+        answers: Floats = network.probabilities(network.encoder.encode(features.arrays))
+        return answers

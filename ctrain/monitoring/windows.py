@@ -1,4 +1,4 @@
-"""Windows of live traffic: join predictions with labels, score them, test the inputs for drift.
+"""Windows of live traffic: join predictions with labels, score them, watch for drift.
 
 `summarise` is the room's door and runs in a Ray task; `judge_window` is what it does with the logs. Rows,
 latency and drift are those of the answers of the window; metrics are those of the champion's answers that
@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +29,16 @@ import pyarrow.compute as pc
 
 from ctrain.evaluation import binary_metrics
 from ctrain.evaluation.evidence import block_statistics
-from ctrain.monitoring.drift import tabular_drift
+from ctrain.features import Column
+from ctrain.monitoring.cause import PIECES, live_rows, why_it_moved
+from ctrain.monitoring.monitors import Monitors
+from ctrain.monitoring.rows import Floats, Landed, Rows, columns_of, watched_columns
 from ctrain.monitoring.sample import Sample
-from ctrain.monitoring.scores import Mark, PairedRows, Scored, Scores, Shadowed
-from ctrain.records import FeatureDrift, ShadowBlock, WindowReport, WindowRequest
+from ctrain.monitoring.samples import BlockSamples, Sampled
+from ctrain.monitoring.scores import Mark, PairedRows, Ready, Scored, Scores, Shadowed, whole
+from ctrain.monitoring.truth import BLOCKS
+from ctrain.records import Diagnosis, DriftReport, ModelVersion, ShadowBlock, WindowReport, WindowRequest
+from ctrain.registry import read_version
 from ctrain.serving.labels import LabelStore
 from ctrain.serving.prediction_log import forget_log, scan_log
 from ctrain.spec import PipelineSpec, parse_spec
@@ -44,8 +51,14 @@ KEPT_BEYOND_HORIZON = 86400.0
 LATENCIES = 100_000
 """Requests of a window at most that its latency is computed from."""
 
-REFERENCE_PARTITIONS = 7
-"""Newest partitions of the champion's training data that the reference is drawn from."""
+ROWS = 50_000
+"""Rows of a window at most that drift is judged on."""
+
+REFERENCE_ROWS = 200_000
+"""Landed rows at most that the monitors begin with, spread over the partitions."""
+
+REFERENCE_PARTITIONS = 60
+"""Newest partitions of the champion's training data that they are drawn from."""
 
 BLOCK_ROWS = 30
 """Rows below which a block of mirrored requests says nothing."""
@@ -62,11 +75,52 @@ def summarise(request: WindowRequest) -> WindowReport:
     forget(folder, request.end, spec.label.horizon)
     with closing(LabelStore(folder)) as labels:
         metrics.LATE_LABELS.put(labels.late(request.start, request.end), pipeline=request.pipeline)
-    return judge_window(request, spec, folder, partial(_reference, request, root, spec))
+    return judge_window(request, spec, folder, LandedReference(request, root, spec))
+
+
+class Reference(Protocol):
+    """What the champion was trained on."""
+
+    @property
+    def columns(self) -> Mapping[str, Column]:
+        """Raw columns of its requests that are compared."""
+        ...
+
+    def landed(self) -> Iterable[Rows]:
+        """Rows of its landed partitions, oldest first, bounded."""
+        ...
+
+
+class LandedReference:
+    """The reference as it lies in the tables; nothing is read before it is asked for."""
+
+    def __init__(self, request: WindowRequest, root: Root, spec: PipelineSpec) -> None:
+        self._request, self._root, self._spec = request, root, spec
+
+    @cached_property
+    def _version(self) -> ModelVersion:
+        return read_version(self._root, self._request.champion)
+
+    @property
+    def columns(self) -> Mapping[str, Column]:
+        """Raw columns of its requests that are compared."""
+        return watched_columns(self._version)
+
+    def landed(self) -> Iterable[Rows]:
+        """Rows of its landed partitions, oldest first, bounded."""
+        version, event_time = self._version, self._spec.source.event_time
+        newest = version.partitions[-REFERENCE_PARTITIONS:]
+        size = REFERENCE_ROWS // len(newest)
+        random = np.random.default_rng(0)
+        for rows in Landed(self._root, version, version.dataset_version, event_time).read_all(newest):
+            if len(rows) > size:
+                yield rows.at(np.sort(random.choice(len(rows), size, replace=False)))
+            else:
+                yield rows
 
 
 def judge_window(
-    request: WindowRequest, spec: PipelineSpec, folder: Path, reference: Callable[[], dict[str, Any]]
+    request: WindowRequest, spec: PipelineSpec, folder: Path, reference: Reference
 ) -> WindowReport:
     """Judge one window. The same request gives the same report, however often it is judged.
 
@@ -74,17 +128,19 @@ def judge_window(
         request: Its bounds.
         spec: Threshold, minimum of rows, drift's settings, rule of maturity.
         folder: Log folder of the pipeline.
-        reference: Gives raw columns as arrays (`features.view`) to test the inputs against; it is asked
-            only where there are enough rows. Nothing leaves drift out.
+        reference: What the champion was trained on; it is asked only where there are enough rows.
     """
     LabelStore(folder).close()  # makes the file where no label ever came
     window = _Window(request, spec)
     with closing(Scores(folder)) as scores:
+        samples = BlockSamples(scores.db, spec.monitoring.block)
         before = scores.before(request.end)
         begin = max(before.end, request.end - spec.label.horizon)
         for batch in scan_log(folder, begin, request.end, _COLUMNS):
             answers, shadows = _told_apart(batch)
-            scores.add(_scored(answers, spec.source.event_time))
+            scored = list(_scored(answers, spec))
+            scores.add(scored)
+            samples.offer(_sampled(scored, answers))
             scores.add_shadows(_shadowed(shadows))
             window.add(answers)
         mark = _mark(request, spec, before)
@@ -98,12 +154,30 @@ def judge_window(
             labelled=ready.labelled,
             metrics=binary_metrics(ready.truths, ready.values, spec.evaluation.threshold),
             latency=window.latency(),
-            drift=window.drift(reference) if enough else (),
             state="judged" if enough else "not_enough_rows",
             pending_labels=ready.pending,
             orphan_labels=ready.orphans,
             blocks=tuple(block for block in blocks if block.rows >= BLOCK_ROWS),
         )
+        known = scores.monitors(request.end)
+        monitors = Monitors.from_bytes(known, spec) if known is not None else None
+        rows = window.live_rows(reference.columns, spec, scores) if enough else None
+        if rows is not None and (monitors is None or monitors.champion != request.champion):
+            monitors = Monitors.begin(spec, request.champion, rows, reference.landed, monitors)
+        if monitors is not None:
+            fresh = _newly_whole(before, mark, spec.monitoring.block)
+            if len(fresh):
+                recent = scores.recent(mark, spec.monitoring.block, BLOCKS)
+                monitors.truth = monitors.truth.learned(recent, fresh, spec)
+            report = replace(report, performance=monitors.truth.performance)
+            if rows is not None:
+                drift = monitors.update(rows, _matured(ready), spec)
+                report = replace(report, drift=drift, estimate=monitors.truth.estimate(rows.values, spec))
+                if _asks_why(drift, fresh):
+                    diagnosis = _diagnose(request, spec, scores, samples, ready, reference)
+                    report = replace(report, diagnosis=diagnosis)
+            scores.keep_monitors(request.end, monitors.to_bytes())
+        samples.forget(request.end - spec.label.horizon)
         scores.commit()  # last: what a window that failed has seen is left to the next one
     return report
 
@@ -124,12 +198,58 @@ def forget(folder: Path, end: float, horizon: float) -> None:
     forget_log(folder, before, end)
 
 
+def _newly_whole(before: Mark, mark: Mark, length: float) -> Floats:
+    """Starts of the blocks that became mature between two marks; of very many, the newest."""
+    ends = [
+        (whole(before.event_limit, length), whole(mark.event_limit, length)),
+        (whole(before.clock_limit, length), whole(mark.clock_limit, length)),
+    ]
+    starts = [np.arange(max(first, last - BLOCKS * length), last, length) for first, last in ends]
+    found: Floats = np.unique(np.concatenate(starts))
+    return found
+
+
+def _asks_why(drift: Iterable[DriftReport], fresh: Floats) -> bool:
+    """Drift that begins is diagnosed at once, and one that goes on when a block of labels has come."""
+    return any(one.alarm or (len(fresh) and one.state == "drift") for one in drift)
+
+
+def _diagnose(
+    request: WindowRequest,
+    spec: PipelineSpec,
+    scores: Scores,
+    samples: BlockSamples,
+    ready: Ready,
+    reference: Reference,
+) -> Diagnosis | None:
+    """Why the newest block of live answers differs; None where none of them carries a time."""
+    span = samples.span()
+    if span is None:
+        return None
+    length = spec.monitoring.block
+    sampled = list(samples.between(span[1] - (PIECES + 1) * length, span[1] + 1.0))
+    names = [one.prediction_id for one in sampled]
+    live = live_rows(sampled, scores.labels_of(names, request.end), reference.columns)
+    previous = scores.shadows_of(names, request.facts.previous) if request.facts.previous else None
+    matured = ready.labelled + ready.pending
+    unlabelled = ready.pending / matured if matured else None
+    return why_it_moved(reference.landed(), live, length, request.facts, unlabelled, previous)
+
+
+def _matured(ready: Ready) -> Rows:
+    """Answers whose truth is known now, with their segment columns alone."""
+    objects = [json.loads(text) for text in ready.segments]
+    names = sorted({name for one in objects for name in one})
+    columns = {name: np.array([one.get(name, "") for one in objects], np.str_) for name in names}
+    return Rows(columns, ready.values, ready.truths, ready.times)
+
+
 class _Window:
     """What is kept of a window's answers: their number, and samples of latencies and features."""
 
     def __init__(self, request: WindowRequest, spec: PipelineSpec) -> None:
-        self._start, self._drift = request.start, spec.monitoring.drift
-        self._latencies, self._features = Sample(LATENCIES), Sample(self._drift.sample)
+        self._start, self._end = request.start, request.end
+        self._latencies, self._rows = Sample(LATENCIES), Sample(ROWS)
         self._newest = (0.0, 0.0)
         self.rows = 0
 
@@ -141,7 +261,7 @@ class _Window:
             return
         self.rows += table.num_rows
         self._latencies.offer(table.select(["latency"]).filter(pa.array(self._first_rows(table))))
-        self._features.offer(table.select(["features"]))
+        self._rows.offer(table.select(["prediction_id", "value", "features"]))
 
     def latency(self) -> dict[str, float]:
         """Quantiles in seconds of the time inside the model that answered, one a request.
@@ -154,13 +274,18 @@ class _Window:
         found = np.quantile(seconds, [0.5, 0.9, 0.99])
         return dict(zip(("p50", "p90", "p99"), map(float, found), strict=True))
 
-    def drift(self, reference: Callable[[], dict[str, Any]]) -> tuple[FeatureDrift, ...]:
-        """Test a sample of the inputs against the reference."""
-        if self._drift.detector == "none" or self._features.rows is None:
-            return ()
-        columns = reference()
-        rows = [json.loads(text) for text in self._features.rows.column("features").to_pylist()]
-        return tabular_drift(columns, columns_of(rows, columns), self._drift) if columns else ()
+    def live_rows(self, columns: Mapping[str, Column], spec: PipelineSpec, scores: Scores) -> Rows:
+        """A sample of its rows, with the labels that have come."""
+        assert self._rows.rows is not None, "a window with rows"
+        names, values, texts = (self._rows.rows.column(at) for at in range(3))
+        rows = [json.loads(text) for text in texts.to_pylist()]
+        times = [seconds_of(row.get(spec.source.event_time)) for row in rows]
+        return Rows(
+            columns_of(rows, columns),
+            values.to_numpy(),
+            scores.labels_of(names.to_pylist(), self._end),
+            np.array([np.nan if time is None else time for time in times], np.float64),
+        )
 
     def _first_rows(self, table: pa.Table) -> npt.NDArray[np.bool_]:
         """Which rows begin a request: those of one stand together, all with its time and latency."""
@@ -192,12 +317,23 @@ def _told_apart(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     return batch.filter(pc.invert(is_shadow)), batch.filter(is_shadow)
 
 
-def _scored(answers: pa.RecordBatch, event_time: str) -> Iterator[Scored]:
+def _scored(answers: pa.RecordBatch, spec: PipelineSpec) -> Iterator[Scored]:
     names = ("prediction_id", "time", "features", "slot", "value", "version")
     columns = (answers.column(name).to_pylist() for name in names)
+    wanted = spec.monitoring.segments
     for name, time, features, slot, value, version in zip(*columns, strict=True):
-        event = seconds_of(json.loads(features).get(event_time))
-        yield Scored(name, time, event, slot == "champion", value, version)
+        row = json.loads(features)
+        event = seconds_of(row.get(spec.source.event_time))
+        segments = json.dumps({one: text_of(row.get(one)) for one in wanted}) if wanted else "{}"
+        yield Scored(name, time, event, slot == "champion", value, version, segments)
+
+
+def _sampled(scored: Iterable[Scored], answers: pa.RecordBatch) -> Iterator[Sampled]:
+    """The champion's answers: what a challenger gave says nothing of how the stream is answered."""
+    for one, features in zip(scored, answers.column("features").to_pylist(), strict=True):
+        if one.champion:
+            time = one.time if one.event is None else one.event
+            yield Sampled(one.prediction_id, time, one.value, features)
 
 
 def _shadowed(shadows: pa.RecordBatch) -> Iterator[Shadowed]:
@@ -229,29 +365,8 @@ def seconds_of(moment: Any) -> float | None:
     return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
 
 
-def columns_of(rows: list[dict[str, Any]], like: dict[str, Any]) -> dict[str, Any]:
-    """Columns of logged rows, in the kinds of the reference: text, or float64 with NaN."""
-    columns: dict[str, Any] = {}
-    for name, values in like.items():
-        found = [row.get(name) for row in rows]
-        if values.dtype.kind == "U":
-            columns[name] = np.array(["" if value is None else str(value) for value in found], np.str_)
-        else:
-            columns[name] = np.array([np.nan if value is None else float(value) for value in found], float)
-    return columns
-
-
-def _reference(request: WindowRequest, root: Root, spec: PipelineSpec) -> dict[str, Any]:
-    """A sample of the raw columns that the champion was trained on."""
-    from ctrain.data.read import Dataset
-    from ctrain.features import arrays_from_table, columns_from_json
-    from ctrain.registry import read_version
-
-    version = read_version(root, request.champion)
-    columns = columns_from_json(version.columns)
-    watched = {name: column for name, column in columns.items() if column.kind != "timestamp"}
-    dataset = Dataset(root, request.pipeline, version.dataset_version)
-    sample = Sample(spec.monitoring.drift.sample)
-    for name in version.partitions[-REFERENCE_PARTITIONS:]:
-        sample.offer(pa.table(dataset.arrays(name, watched)))  # a column that came later is null before
-    return arrays_from_table(watched, sample.rows) if sample.rows is not None else {}
+def text_of(value: Any) -> str:
+    """A segment's value: numbers by their shortest form, "" where it is missing."""
+    if value is None:
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,8 +1,15 @@
 """Counts of one replica incarnation: arms, pairs, latency, and the bounded queue of mirrored work.
 
-The unit of evidence is what the coin of the split falls for: the key. A key counts once as a request, once
-as an error and once as a slow answer, so that one client with many failing requests is one witness, not
-many; requests without a key are each a draw of their own, counted apart.
+The unit of evidence is what the coin of the split falls for: the key. A key counts once as a request and once
+as an error, so that one client with many failing requests is one witness, not many; requests without a key
+are each a draw of their own, counted apart.
+
+How slow an answer was, and whether there was one, is noted of a key's first request under a throw of its
+coin. So all thresholds of slowness share one memory of keys: each is a mark on the same draw, seen at the
+moment at which the coin is, and stays the share of requests that it is for keyless ones, where "ever slow"
+would in time be true of every key. Errors are also noted later, in a memory of their own: they are rare, and
+a challenger that begins to fail must be found among keys that have long been seen. What becomes slow later
+is found by new keys, by the new throws of the next step, and by the alert on latency.
 
 A larger split throws a new coin for a key that the champion answered at a smaller one: given that it fell
 above `known`, it falls below `split` with chance (split - known) / (1 - known), and under that chance it is
@@ -30,6 +37,9 @@ from ctrain.telemetry.log import logger
 
 _log = logger("serving")
 _ROLLOUTS_KEPT = 4
+_THRESHOLDS = 3
+"""Thresholds of slowness in a live document."""
+
 _KEYS_KEPT = 50_000
 """Keys remembered for each kind of event of a rollout."""
 
@@ -39,8 +49,14 @@ ArmName = Literal["champion", "challenger"]
 @dataclass(slots=True)
 class _Arm:
     requests: int = 0
+    answered: int = 0
     errors: int = 0
-    slow: int = 0
+    levels: list[int] = field(default_factory=lambda: [0] * (_THRESHOLDS + 1))
+    """Requests by the number of thresholds of slowness that they reached."""
+
+    def slow(self) -> tuple[int, ...]:
+        """Requests that reached each threshold."""
+        return tuple(sum(self.levels[at:]) for at in range(1, _THRESHOLDS + 1))
 
 
 @dataclass(slots=True)
@@ -101,7 +117,6 @@ class _Rollout:
     arms: dict[tuple[float, ArmName, bool], _Arm] = field(default_factory=dict)
     requests: Keys = field(default_factory=Keys)
     errors: Keys = field(default_factory=Keys)
-    slow: Keys = field(default_factory=Keys)
     pair: _Pair = field(default_factory=_Pair)
 
     def arm(self, split: float, arm: ArmName, keyed: bool) -> _Arm:
@@ -122,7 +137,7 @@ class Counters:
         self.failed = 0
 
     def arm(
-        self, rollout: str, split: float, arm: ArmName, error: bool, slow: bool, client: str | None = None
+        self, rollout: str, split: float, arm: ArmName, error: bool, slow: int, client: str | None = None
     ) -> None:
         """Count one request for which the coin of the split was thrown.
 
@@ -131,23 +146,25 @@ class Counters:
             split: Share that the challenger had.
             arm: Who answered.
             error: It raised, or was not finite.
-            slow: Its time inside the model reached the document's threshold.
+            slow: How many of the document's thresholds its time inside the model reached.
             client: The request's key; None is a draw of its own.
         """
         counts = self._of(rollout)
         if client is None:
             one = counts.arm(split, arm, False)
             one.requests += 1
+            one.answered += not error
             one.errors += error
-            one.slow += slow
+            one.levels[slow] += 1
             return
         key = hash(client)
         if chance := counts.requests.draw(key, split, arm):
-            counts.arm(chance, arm, True).requests += 1
+            one = counts.arm(chance, arm, True)
+            one.requests += 1
+            one.answered += not error
+            one.levels[slow] += 1
         if error and (chance := counts.errors.draw(key, split, arm)):
             counts.arm(chance, arm, True).errors += 1
-        if slow and (chance := counts.slow.draw(key, split, arm)):
-            counts.arm(chance, arm, True).slow += 1
 
     def pair(self, rollout: str) -> _Pair:
         """Counts of mirrored requests of a rollout."""
@@ -160,7 +177,7 @@ class Counters:
     def arms(self) -> tuple[ArmCounts, ...]:
         """A copy of the arms' counts."""
         return tuple(
-            ArmCounts(rollout, split, arm, one.requests, one.errors, one.slow, keyed)
+            ArmCounts(rollout, split, arm, one.requests, one.errors, one.slow(), keyed, one.answered)
             for rollout, counts in list(self._rollouts.items())
             for (split, arm, keyed), one in list(counts.arms.items())
         )

@@ -13,6 +13,7 @@ import json
 import math
 import time
 import uuid
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -328,7 +329,7 @@ class Predictor:
     def _count(
         self, document: LiveDocument, arm: ArmName, failed: bool, seconds: float, client: str | None
     ) -> None:
-        slow = 0.0 < document.slow_s <= seconds
+        slow = bisect_right(document.slow_s, seconds)
         self.counters.arm(document.rollout, document.split, arm, failed, slow, client or None)
 
     def _answer(

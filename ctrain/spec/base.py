@@ -73,17 +73,23 @@ ColumnName = Annotated[str, AfterValidator(_filled)]
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
-Metric = Literal["auc", "f1", "log_loss", "brier", "ece"]
+Metric = Literal["auc", "average_precision", "f1", "log_loss", "brier", "ece", "value"]
 """Metrics of a binary classifier that gates, goals and triggers may name."""
+
+HIGHER_IS_BETTER: frozenset[str] = frozenset(
+    {"auc", "f1", "average_precision", "accuracy", "macro_f1", "auc_one_vs_rest", "value", "rank_correlation"}
+)
 
 
 def outside(metric: Metric, bound: float) -> str:
     """Why a bound on a metric can never decide anything; empty if it can."""
-    if bound >= 0 and (bound <= 1 or metric == "log_loss"):
+    if metric == "value" or (bound >= 0 and (bound <= 1 or metric == "log_loss")):
         return ""
     return f"{bound:g} is no value of {metric}"
 
 
 def values_of(metric: Metric) -> str:
     """Words for the values that a metric can take."""
+    if metric == "value":
+        return "any number"
     return "0 and above" if metric == "log_loss" else "0 to 1"

@@ -53,9 +53,10 @@ class Performance(Spec):
 
 
 class DriftTrigger(Spec):
-    """Drift was found. Plain tests warn only; calibrated detection starts runs (`drift`)."""
+    """Drift was found, and its diagnosis says that training again is what helps."""
 
     type: Literal["drift"] = "drift"
+    cooldown: Duration = 86400.0
 
 
 Trigger = Annotated[NewData | Schedule | Performance | DriftTrigger, Field(discriminator="type")]

@@ -71,8 +71,13 @@ def cluster() -> Iterator[tuple[Any, int]]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def register(root: Any, count: int, hidden: int = 128) -> list[Any]:
-    """Write `count` versions whose weights differ a little, without training; gives their slots."""
+def register(
+    root: Any, count: int, hidden: int = 128, models: list[dict[str, Any]] | None = None
+) -> list[Any]:
+    """Write `count` versions whose weights differ a little, without training; gives their slots.
+
+    `models` are their networks' specs, of one architecture; by default plain ones with `hidden` units.
+    """
     import safetensors.torch
     import torch
     from network import NAMES, view
@@ -88,10 +93,11 @@ def register(root: Any, count: int, hidden: int = 128) -> list[Any]:
     arrays = {name: seen[:, at] for at, name in enumerate(NAMES)}
     encoder = Encoder.fit(PartitionStatistics.of(arrays), 8, 1)
     torch.manual_seed(0)
-    model = {**MODEL, "arguments": {"hidden": hidden}}
-    base = build_module(model, encoder.inputs).state_dict()
+    plain = {**MODEL, "arguments": {"hidden": hidden}}
+    base = build_module(plain, encoder.inputs).state_dict()
     slots = []
     for number in range(1, count + 1):
+        model = models[number - 1] if models else plain
         tensors = {name: value + 1e-3 * torch.randn_like(value) for name, value in base.items()}
         weights = [TrainedSet("served", safetensors.torch.save(tensors), encoder.to_json())]
         fields = {
@@ -118,7 +124,7 @@ def spec(replicas: int = 2) -> dict[str, Any]:
         "evaluation": {"blocks": 2},
         "rollout": {
             "type": "canary", "shadow": 0, "steps": [0.5], "hold": "1h",
-            "error_margin": 0.9, "slow_margin": 1e6, "disagreement": 1.0,
+            "error_margin": 0.9, "slow_margin": 1e6, "disagreement": 1.0, "shift": 1.0,
         },
         "serving": {"replicas": replicas},
         "monitoring": {"window": "1h"},
@@ -158,12 +164,14 @@ class Load:
         connections: int = 16,
         seconds: float = 1e9,
         apart: bool = False,
+        keyless: bool = False,
     ) -> None:
         file, self._out = tempfile.mkstemp(suffix=".npy")
         os.close(file)
         command = [sys.executable, str(HERE / "load.py"), "--port", str(port), "--path", path]
         command += ["--rate", str(rate), "--connections", str(connections)]
         command += ["--seconds", str(seconds), "--out", self._out, *(["--apart"] if apart else [])]
+        command += ["--keyless"] if keyless else []
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.began = float(self.process.stdout.readline())

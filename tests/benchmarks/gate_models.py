@@ -6,10 +6,14 @@ Run by itself it only fills the scratch folder, which `gate.py` reads; a second 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import inspect
 import sys
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,18 +21,41 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from ctrain.evaluation import blocks
+from ctrain.evaluation.blocks import (
+    CLASSIFIER_STATISTICS,
+    REGRESSION_STATISTICS,
+    block_statistics,
+    logit,
+    value_statistics,
+)
+from ctrain.evaluation.gross import output_difference
 from tests.datasets import RealSet, load
 
 TRAINED, JUDGED, OLDER, WEEK = 60, 40, 60, 7
 """Blocks that a model learns from and is judged on, by how many an older one lags, and a recorded one."""
 
-STRIDES = {"flights": 4, "hotel": 11, "bank": 5, "bike": 11}
+STRIDES = {"flights": 4, "hotel": 11, "bank": 10, "bike": 22}
 """Blocks between two windows."""
 
 BANK_ROWS = 100
 """Rows of a block of `bank`, whose days hold between 1 and 822 calls."""
 
 SEEDS = {"champion": 3, "same": 3, "week": 3, "older": 3, "flipped": 3, "shuffled": 3}
+"""Kinds of models, and how many of each: bootstrap samples of the same rows stand for seeds."""
+
+PAIRS = {
+    "same": ("same", "champion"),
+    "a week fresher": ("champion", "week"),
+    "a week older": ("week", "champion"),
+    "flipped": ("flipped", "champion"),
+    "older": ("older", "champion"),
+    "fresher": ("champion", "older"),
+    "shuffled": ("shuffled", "champion"),
+    "inverted": ("inverted", "champion"),
+}
+"""Candidate and champion of each comparison; older and fresher by 60 blocks."""
+
 FLIPPED = 0.2
 """Share of labels spoiled in `flipped`."""
 
@@ -86,12 +113,61 @@ def fit_window(data: RealSet, first: int, folder: Path) -> Window:
             seeds = [[first, list(SEEDS).index(kind), seed] for seed in range(count)]
             found = [_scores(data, inputs, categories, train, rows, kind, seed) for seed in seeds]
             scores[kind] = np.array(found, np.float32)
-        folder.mkdir(parents=True, exist_ok=True)
-        half = file.with_suffix(".half.npz")
-        np.savez(half, **scores)
-        half.rename(file)
+        _save(file, scores)
     with np.load(file) as kept:
         return Window(first, block[rows] - first, data.label[rows], dict(kept))
+
+
+def score_window(data: RealSet, first: int, folder: Path) -> dict[str, npt.NDArray[np.float64]]:
+    """Statistics of every kind's models on every block of a window, kept like the fits.
+
+    Returns:
+        By kind, shape [seeds, S, K], NaN where a block gives none; and by pair of kinds, `a/b`, how their
+        outputs differ, shape [K, 3].
+    """
+    code = hashlib.sha256(inspect.getsource(blocks).encode()).hexdigest()[:8]
+    file = folder / f"{data.name}-{first:04d}-blocks-{code}.npz"
+    if not file.exists():
+        window = fit_window(data, first, folder)
+        _save(file, _tables(data, window))
+    with np.load(file) as kept:
+        return dict(kept)
+
+
+def names_of(data: RealSet) -> tuple[str, ...]:
+    """Statistics of a set, in the order of tables."""
+    return CLASSIFIER_STATISTICS if data.kind == "binary" else REGRESSION_STATISTICS
+
+
+def _tables(data: RealSet, window: Window) -> dict[str, npt.NDArray[np.float64]]:
+    cuts = np.searchsorted(window.block, np.arange(JUDGED + 1))
+    spans = [slice(*pair) for pair in pairwise(cuts)]
+    binary, names = data.kind == "binary", names_of(data)
+    scores = dict(window.scores)
+    scores["inverted"] = 1 - scores["same"] if binary else 2 * scores["same"].mean() - scores["same"]
+    statistics = block_statistics if binary else value_statistics
+    found: dict[str, npt.NDArray[np.float64]] = {}
+    for kind, models in scores.items():
+        values = [[statistics(window.label[span], model[span]) for span in spans] for model in models]
+        table = [[[one.get(name, np.nan) for one in row] for name in names] for row in values]
+        found[kind] = np.array(table)
+    means = {
+        kind: logit(models).mean(axis=0) if binary else models.mean(axis=0) for kind, models in scores.items()
+    }
+    for one, two in PAIRS.values():
+        rows = [output_difference("", means[one][span], means[two][span], False) for span in spans]
+        found[f"{one}/{two}"] = np.array(
+            [[np.nan] * 3 if x is None else [x.log_sd_ratio, x.shift, x.correlation] for x in rows]
+        )
+    found["rows"] = np.diff(cuts).astype(float)
+    return found
+
+
+def _save(file: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    half = file.with_name("half-" + file.name)
+    np.savez(half, **arrays)
+    half.rename(file)
 
 
 def _scores(
@@ -141,7 +217,7 @@ def main() -> None:
         data, begun = load(name), time.monotonic()
         windows = starts(data)
         for first in windows:
-            fit_window(data, first, asked.folder)
+            score_window(data, first, asked.folder)
         print(f"{name}: {len(windows)} windows in {time.monotonic() - begun:.0f} s", flush=True)
 
 

@@ -65,10 +65,12 @@ class Connection:
 class Generator:
     """Sends until told to stop; `rows` holds what came of each request."""
 
-    def __init__(self, port: int, path: str, rate: float, connections: int, apart: bool) -> None:
+    def __init__(
+        self, port: int, path: str, rate: float, connections: int, apart: bool, keys: bool = True
+    ) -> None:
         self.port, self.rate, self.wanted = port, rate, connections
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        parts = [(f"{head}Content-Length: {len(b)}\r\n\r\n".encode(), b) for b in bodies()]
+        parts = [(f"{head}Content-Length: {len(b)}\r\n\r\n".encode(), b) for b in bodies(keys=keys)]
         self.requests = parts if apart else [(b"".join(both),) for both in parts]
         self.rows: list[tuple[float, float, int, int]] = []
         self.open: set[Connection] = set()
@@ -162,9 +164,12 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--apart", action="store_true", help="head and body in packets of their own")
+    parser.add_argument("--keyless", action="store_true", help="requests without a key")
     parser.add_argument("--out", required=True)
     asked = parser.parse_args()
-    generator = Generator(asked.port, asked.path, asked.rate, asked.connections, asked.apart)
+    generator = Generator(
+        asked.port, asked.path, asked.rate, asked.connections, asked.apart, not asked.keyless
+    )
     generator.run(asked.seconds)
     np.save(asked.out, np.array(generator.rows))
 

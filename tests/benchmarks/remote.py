@@ -37,6 +37,7 @@ from ctrain.records import (
     WindowReport,
     WindowRequest,
     from_json,
+    to_json,
 )
 from ctrain.registry import Registry
 from ctrain.serving import deploy
@@ -210,6 +211,10 @@ class Steerer:
 
     def expected(self) -> list[str]:
         return list(self.serving.observe().expected or ())
+
+    def reports(self) -> list[dict[str, Any]]:
+        """What each replica said last."""
+        return [to_json(report) for report in self.serving.observe().reports]
 
 
 def start_controller(root: Root, namespace: str) -> Any:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 from ctrain.controller.controller import Controller, recover, verify
 from ctrain.controller.journal import Journal
 from ctrain.errors import FencedError, MissingArtifactError, TamperedError
-from ctrain.records import FeatureDrift, RunRequest, RunStatus, Sighting, WindowReport
+from ctrain.records import DriftCause, DriftReport, RunRequest, RunStatus, Sighting, WindowReport
 
 
 class Bench:
@@ -468,14 +468,15 @@ def test_a_canary_without_traffic_sets_its_threshold_once_the_champion_has_answe
     bench.serve_first()
     quiet = [True]
     report = FakeReplica.report
+    latency = {"p50": 0.01, "p90": 0.02, "p99": 0.03}
     monkeypatch.setattr(
-        FakeReplica, "report", lambda self: replace(report(self), latency={} if quiet[0] else {"p90": 0.02})
+        FakeReplica, "report", lambda self: replace(report(self), latency={} if quiet[0] else latency)
     )
     bench.world.land(3)
     bench.until(lambda: bench.controller.document.split == 0.1)
-    assert bench.controller.document.slow_s == 0.0
+    assert bench.controller.document.slow_s == ()
     quiet[0] = False
-    bench.until(lambda: bench.controller.document.slow_s == 0.02)
+    bench.until(lambda: bench.controller.document.slow_s == (0.01, 0.02, 0.03))
 
 
 # --- outcomes that are hard to take ---
@@ -598,13 +599,15 @@ def test_a_window_that_failed_is_told_and_the_next_one_opens(tmp_path: Path) -> 
 def test_goals_that_a_window_misses_and_moved_inputs_are_alerted(tmp_path: Path) -> None:
     goals = {"latency_p99": "50ms", "metrics": {"auc": 0.75}}
     bench = Bench(tmp_path, monitoring={"window": 60}, goals=goals)
-    drift = (FeatureDrift("dest", 1e-6, 0.3, True), FeatureDrift("origin", 0.5, 0.0, False))
+    cause = DriftCause("dest", "mean", "up", "", 0.3, 0.7)
+    calm = DriftReport("prediction", "steady", False, 1.0, 1000.0, (), 500, 9, "b", "no evidence of drift")
+    drift = (replace(calm, kind="data", state="drift", alarm=True, causes=(cause,)), calm)
     bench.world.monitoring.report = window(latency={"p99": 0.08}, drift=drift)
     bench.serve_first()
     bench.run(70)
     texts = [text for _, _, text in bench.controller.state.alerts]
     assert texts == [
-        "inputs moved against the reference: dest",
+        "inputs drift: dest mean up 0.30 sd (70% of the evidence)",
         "live auc 0.7000 misses the goal 0.75",
         "latency p99 80.0 ms misses 50 ms",
     ]
@@ -689,6 +692,7 @@ def test_a_rollout_without_evidence_ends_at_its_time_out(tmp_path: Path) -> None
     assert bench.controller.state.champion == first
     aborted = next(e for e in bench.controller._journal.read() if e.kind == "aborted")
     assert "not enough evidence within 300 s" in aborted.data["reason"]
+    assert "low traffic, not before the time-out" in aborted.data["reason"]
 
 
 def test_analyses_that_say_the_same_are_journaled_ever_more_rarely(tmp_path: Path) -> None:

@@ -90,7 +90,6 @@ class Loop:
                     "disagreement": 0.9,
                 },
                 "serving": {"replicas": 2, "flush": FLUSH},
-                "monitoring": {"drift": {"detector": "none"}},
             }
         )  # fmt: skip
         code = store_code(self.root, folder / "code")

@@ -3,6 +3,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,14 +14,15 @@ import pyarrow as pa
 import pytest
 from factories import spec
 
-from ctrain.monitoring.drift import MINIMUM, tabular_drift
+from ctrain.features import Column
+from ctrain.monitoring.monitors import Monitors
+from ctrain.monitoring.rows import Rows, columns_of
 from ctrain.monitoring.sample import Sample
-from ctrain.monitoring.windows import columns_of, forget, judge_window
-from ctrain.records import FeatureDrift, WindowReport, WindowRequest
+from ctrain.monitoring.windows import forget, judge_window
+from ctrain.records import WindowReport, WindowRequest
 from ctrain.serving.ids import PredictionIds
 from ctrain.serving.labels import LabelStore, read_labels
 from ctrain.serving.prediction_log import Answer, PredictionLog, read_log
-from ctrain.spec.monitoring import Drift
 
 DAY, HOUR = 86400.0, 3600.0
 END = 100 * DAY
@@ -35,11 +37,11 @@ class Logs:
     """Hand-made logs of a pipeline, judged window by window."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.champion = folder, "v7"
         self.labels = LabelStore(folder, HORIZON)
         self.spec = spec(
             label={"name": "y", "matures_after": MATURES, "horizon": HORIZON},
-            monitoring={"minimum_rows": 10, "drift": {"sample": 500}},
+            monitoring={"minimum_rows": 10},
         )
 
     def log(self, *answers: Answer, replica: str = "r1") -> None:
@@ -64,11 +66,11 @@ class Logs:
         start: float = START,
         end: float = END,
         watermark: float = END,
-        reference: dict[str, Any] | None = None,
+        reference: Any = None,
     ) -> WindowReport:
         """Summarise one window."""
-        request = WindowRequest("k", "p", "/root", self.spec.to_json(), "v7", start, end, watermark)
-        return judge_window(request, self.spec, self.folder, lambda: reference or {})
+        request = WindowRequest("k", "p", "/root", self.spec.to_json(), self.champion, start, end, watermark)
+        return judge_window(request, self.spec, self.folder, reference or Days())
 
 
 @pytest.fixture
@@ -181,15 +183,16 @@ def test_every_labelled_answer_counts_in_exactly_one_window_whatever_fails_in_be
 
 
 def test_a_window_that_fails_at_its_end_leaves_its_answers_to_the_next_one(logs: Logs) -> None:
-    def broken() -> dict[str, Any]:
-        raise OSError("the reference cannot be read")
+    class Broken(Days):
+        def landed(self) -> Iterator[Rows]:
+            raise OSError("the reference cannot be read")
 
     answers = [answer(START + i) for i in range(12)]
     logs.log(*answers)
     logs.label(*answers)
     request = WindowRequest("k", "p", "/root", logs.spec.to_json(), "v7", START, END, END)
     with pytest.raises(OSError, match="reference"):
-        judge_window(request, logs.spec, logs.folder, broken)
+        judge_window(request, logs.spec, logs.folder, Broken())
     assert logs.judge(END, END + HOUR).labelled == 12
 
 
@@ -268,165 +271,143 @@ def test_a_sample_is_bounded_uniform_and_the_same_each_time() -> None:
 # --- drift --------------------------------------------------------------------------------------
 
 RANDOM = np.random.default_rng(3)
+KINDS = {"size": Column.number(), "kind": Column.category()}
 
 
-def drift(reference: Any, window: Any, **settings: Any) -> FeatureDrift:
-    arrays = [np.asarray(side, dtype=None if len(side) else float) for side in (reference, window)]
-    (found,) = tabular_drift({"x": arrays[0]}, {"x": arrays[1]}, Drift(**settings))
+def rows_of(day: int, hours: int = 24, each: int = 60, seed: int = 0) -> Rows:
+    """Rows of a landed day, hour by hour, with answers and labels that agree with them."""
+    random = np.random.default_rng([day, seed])
+    count = hours * each
+    times = (1000 + day) * DAY + np.repeat(np.arange(hours), each) * HOUR + random.uniform(0, HOUR, count)
+    values = random.uniform(0.05, 0.95, count)
+    columns = {"size": random.normal(size=count), "kind": random.choice(["a", "b"], count)}
+    return Rows(columns, values, (random.random(count) < values).astype(float), np.sort(times))
+
+
+class Days:
+    """A reference of some landed days."""
+
+    columns = KINDS
+
+    def __init__(self, days: int = 10) -> None:
+        self.days, self.asked = days, 0
+
+    def landed(self) -> Iterator[Rows]:
+        self.asked += 1
+        return (rows_of(day) for day in range(self.days))
+
+
+def hour_of(number: int, shift: float = 0.0, each: int = 60, version: str = "v7") -> list[Answer]:
+    """Answers of the hour that ends at END + `number` hours; event times are those of the answers."""
+    end = END + number * HOUR
+    random = np.random.default_rng([number, 99])
+    return [
+        answer(
+            end - HOUR + 50 * at,
+            float(random.uniform(0.05, 0.95)),
+            size=float(random.normal() + shift),
+            kind=str(random.choice(["a", "b"])),
+            t=iso(end - HOUR + 50 * at),
+        )._replace(version=version)
+        for at in range(each)
+    ]
+
+
+def judge_hours(logs: Logs, numbers: range, shift: float = 0.0, reference: Any = None) -> list[WindowReport]:
+    found = []
+    for number in numbers:
+        logs.log(*hour_of(number, shift))
+        end = END + number * HOUR
+        found.append(logs.judge(end - HOUR, end, watermark=end, reference=reference or Days()))
     return found
 
 
-def categories(**shares: int) -> np.ndarray:
-    return RANDOM.permutation(np.repeat(list(shares), list(shares.values())))
+def states(reports: list[WindowReport], kind: str = "data") -> list[str]:
+    return [report.state for window in reports for report in window.drift if report.kind == kind]
 
 
-def test_the_same_distribution_is_no_drift() -> None:
-    assert not drift(RANDOM.normal(size=1500), RANDOM.normal(size=700)).drifted
-    assert not drift(categories(a=500, b=500), categories(a=255, b=245)).drifted
+def test_a_stream_as_it_was_is_steady_and_one_that_moved_is_drift(logs: Logs) -> None:
+    reference = Days()
+    assert set(states(judge_hours(logs, range(12), reference=reference))) == {"steady"}
+    assert reference.asked == 3  # at the first window only
+    moved = judge_hours(logs, range(12, 24), shift=2.0, reference=reference)
+    assert states(moved)[-1] == "drift"
+    alarms = [report for window in moved for report in window.drift if report.alarm]
+    assert [(one.kind, one.causes[0].feature, one.causes[0].direction) for one in alarms] == [
+        ("data", "size", "up")
+    ]
+    assert "drift" not in states(moved, "prediction")
 
 
-def test_false_alarms_are_rare() -> None:
-    alarms = [drift(RANDOM.normal(size=300), RANDOM.normal(size=300)).drifted for _ in range(100)]
-    assert sum(alarms) <= 1
+def test_a_window_judged_again_gives_the_same_report(logs: Logs) -> None:
+    judge_hours(logs, range(6))
+    again = [logs.judge(END + 4 * HOUR, END + 5 * HOUR, END + 5 * HOUR, Days()) for _ in range(2)]
+    assert again[0] == again[1]
+    assert again[0].drift
 
 
-def test_a_shift_is_drift_and_its_size_is_the_effect() -> None:
-    found = drift(RANDOM.normal(size=1500), RANDOM.normal(size=700) + 1)
-    assert found.drifted
-    assert found.effect == pytest.approx(0.38, abs=0.07)  # of two normals one deviation apart
+def test_monitors_begin_anew_with_each_champion(logs: Logs) -> None:
+    reference = Days()
+    judge_hours(logs, range(3), reference=reference)
+    logs.champion = "v8"
+    reports = judge_hours(logs, range(3, 5), reference=reference)
+    assert reference.asked == 6
+    assert [report.checks for window in reports for report in window.drift if report.kind == "data"] == [1, 2]
 
 
-def test_a_small_shift_that_is_certain_is_not_worth_a_warning() -> None:
-    found = drift(RANDOM.normal(size=2000), RANDOM.normal(size=2000) + 0.2, p_value=0.1)
-    assert found.p_value < 0.01
-    assert found.effect < 0.12
-    assert not drift(
-        RANDOM.normal(size=2000), RANDOM.normal(size=2000) + 0.2, p_value=0.1, minimum_effect=0.2
-    ).drifted
+def test_a_stream_without_a_past_is_calibrating_and_says_how_far_it_is(logs: Logs) -> None:
+    (report,) = [r for r in judge_hours(logs, range(1), reference=Days(1))[0].drift if r.kind == "data"]
+    assert report.state == "calibrating"
+    assert report.reason == "25 of 168 windows watched"
 
 
-def test_a_shift_in_a_narrow_range_of_large_numbers_is_seen() -> None:
-    here, there = 1.4e9 + RANDOM.normal(size=500), 1.4e9 + RANDOM.normal(size=500) + 2
-    assert drift(here, there).drifted
+def test_a_window_of_few_rows_judges_no_drift_and_asks_for_no_reference(logs: Logs) -> None:
+    reference = Days()
+    logs.log(*hour_of(0, each=5))
+    assert logs.judge(reference=reference).drift == ()
+    assert reference.asked == 0
 
 
-def test_an_unseen_category_does_not_hide_a_shift_of_the_others() -> None:
-    found = drift(categories(a=500, b=500), categories(a=950, b=50, new=1))
-    assert found.drifted
-    assert found.effect == pytest.approx(0.45, abs=0.02)
+def test_answers_without_an_event_time_are_judged_too(logs: Logs) -> None:
+    logs.log(*(answer(START + i, size=0.0, kind="a") for i in range(300)))
+    assert [report.kind for report in logs.judge(reference=Days()).drift] == ["data", "prediction", "concept"]
 
 
-def test_a_category_that_only_one_side_has_is_drift_if_it_is_common() -> None:
-    assert drift(categories(a=500, b=500), categories(a=250, b=250, new=200)).drifted
-    assert drift(categories(a=500, b=500), categories(a=500)).drifted
-    assert drift(categories(a=500), categories(b=500)).drifted
-    assert not drift(categories(a=500, b=500), categories(a=250, b=250, new=2)).drifted
-
-
-def test_rare_categories_of_both_sides_are_no_drift() -> None:
-    names = np.array([f"id{index}" for index in range(4000)])
-    assert not drift(
-        np.concatenate([categories(a=500), names[:20]]), np.concatenate([categories(a=500), names[20:40]])
-    ).drifted
-
-
-def test_missing_numbers_are_a_move_of_their_own() -> None:
-    here, there = RANDOM.normal(size=500), RANDOM.normal(size=500)
-    there[:150] = np.nan
-    found = drift(here, there)
-    assert found.drifted
-    assert found.effect == pytest.approx(0.3)
-    here[:150] = np.nan
-    assert not drift(here, there).drifted
-
-
-def test_missing_categories_are_a_move_of_their_own() -> None:
-    rows = [{"x": None if index % 3 == 0 else "a"} for index in range(300)]
-    window = columns_of(rows, {"x": np.array(["a"])})["x"]
-    assert window.tolist()[:3] == ["", "a", "a"]
-    found = drift(categories(a=300), window)
-    assert found.drifted
-    assert found.effect == pytest.approx(1 / 3)
-    assert not drift(window, window).drifted
-
-
-def test_a_feature_that_is_missing_everywhere_is_drift() -> None:
-    assert drift(RANDOM.normal(size=500), np.full(500, np.nan)).effect == 1.0
-    assert drift(RANDOM.normal(size=500), np.full(500, np.nan)).drifted
-    assert not drift(np.full(500, np.nan), np.full(500, np.nan)).drifted
-
-
-def test_constants_are_no_drift_until_they_change() -> None:
-    assert not drift(np.full(500, 3.0), np.full(500, 3.0)).drifted
-    assert drift(np.full(500, 3.0), np.full(500, 4.0)).drifted
-    assert not drift(categories(a=500), categories(a=500)).drifted
-
-
-@pytest.mark.parametrize("rows", [0, 3, MINIMUM - 1])
-def test_tiny_windows_are_not_tested(rows: int) -> None:
-    reference = RANDOM.normal(size=500)
-    for window in (np.full(rows, 99.0), np.full(rows, np.nan)):
-        assert drift(reference, window) == FeatureDrift("x", 1.0, 0.0, False)
-        assert drift(window, reference) == FeatureDrift("x", 1.0, 0.0, False)
-    text = np.array(["b"] * rows, dtype=np.str_)
-    assert drift(categories(a=500), text) == FeatureDrift("x", 1.0, 0.0, False)
-
-
-def test_samples_are_bounded_and_the_same_each_time() -> None:
-    here, there = RANDOM.normal(size=50_000), RANDOM.normal(size=50_000)
-    assert drift(here, there, sample=200) == drift(here, there, sample=200)
-
-
-def test_the_level_is_shared_by_the_features() -> None:
-    window = RANDOM.normal(size=(40, 300))
-    reference = RANDOM.normal(size=(40, 300))
-    found = tabular_drift(
-        {f"x{i}": row for i, row in enumerate(reference)},
-        {f"x{i}": row for i, row in enumerate(window)},
-        Drift(p_value=0.01, minimum_effect=0.0),
+def test_performance_is_told_when_a_block_has_matured_and_estimated_until_then(logs: Logs) -> None:
+    logs.spec = spec(
+        label={"name": "y", "matures_after": MATURES, "horizon": HORIZON},
+        monitoring={"minimum_rows": 10, "segments": ["kind"]},
     )
-    assert [item.feature for item in found] == [f"x{i}" for i in range(40)]
-    assert not any(item.drifted for item in found)
-
-
-def test_drift_is_judged_on_a_sample_of_the_windows_rows_alone(logs: Logs) -> None:
-    reference = {"size": RANDOM.normal(size=500), "kind": categories(a=250, b=250)}
-    logs.log(*(answer(START - 60, size=99.0, kind="z") for _ in range(300)))
-    sizes, kinds = RANDOM.normal(size=2000), categories(a=1000, b=1000)
-    logs.log(*(answer(START + 60, size=float(s), kind=str(k)) for s, k in zip(sizes, kinds, strict=True)))
-    assert [item.drifted for item in logs.judge(reference=reference).drift] == [False, False]
-    logs.log(*(answer(END + 60, size=float(size) + 2, kind=None) for size in sizes))
-    moved = logs.judge(END, END + HOUR, reference=reference)
-    assert [item.drifted for item in moved.drift] == [True, True]
-
-
-def test_two_tests_of_one_feature_share_its_level() -> None:
-    here, there = RANDOM.normal(size=1000), RANDOM.normal(size=1000) + 0.2
-    alone = drift(here, there, minimum_effect=0.0).p_value
-    with_missing = drift(np.append(here, [np.nan] * 30), np.append(there, [np.nan] * 30)).p_value
-    assert with_missing == pytest.approx(alone)  # the smaller of two, doubled, either way
-    assert drift(np.full(500, np.nan), np.full(500, np.nan)).p_value == 1.0
-
-
-def test_the_false_alarms_of_a_feature_with_missing_values_keep_to_the_level() -> None:
-    def column() -> Any:
-        values = RANDOM.normal(size=300)
-        values[RANDOM.random(300) < 0.3] = np.nan
-        return values
-
-    alarms = sum(drift(column(), column(), p_value=0.2, minimum_effect=0.0).drifted for _ in range(300))
-    assert alarms <= 80  # 60 are expected at the level, 80 is 2.9 standard errors above
+    logs.log(*hour_of(0, each=70), *hour_of(0, each=70))
+    first = logs.judge()
+    assert first.performance is not None
+    assert first.performance.state == "not_enough_labels"
+    assert first.estimate is not None
+    assert first.estimate.state == "estimated"  # calibrated on landed rows
+    for number in range(1, 24):
+        answers = hour_of(number)
+        logs.log(*answers)
+        for one in answers:
+            logs.label(one, value=float(one.value > 0.5), came=END + number * HOUR)
+    judge_hours(logs, range(24, 25))
+    end = END + 25 * HOUR + MATURES
+    told = logs.judge(end - HOUR, end, watermark=end, reference=Days())
+    assert told.performance is not None
+    assert told.performance.state == "judged"
+    names = {(one.segment, one.metric) for one in told.performance.segments}
+    assert ("kind=a", "auc") in names
+    auc = next(one for one in told.performance.metrics if one.metric == "auc")
+    assert auc.value == 1.0
 
 
 def test_columns_keep_their_kind_without_rows() -> None:
-    like = {"kind": np.array(["a"]), "size": np.array([1.0])}
-    empty = columns_of([], like)
+    empty = columns_of([], KINDS)
     assert (empty["kind"].dtype.kind, empty["size"].dtype.kind) == ("U", "f")
-    one = columns_of([{"size": True}], like)
+    one = columns_of([{"size": True}], KINDS)
     assert (one["kind"].tolist(), one["size"].tolist()) == ([""], [1.0])
 
 
-def test_alibi_detect_is_loaded_only_when_drift_is_tested() -> None:
+def test_windows_are_imported_without_what_only_their_work_needs() -> None:
     code = "import sys, ctrain.monitoring.windows; print({'alibi_detect', 'torch', 'ray'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -482,3 +463,20 @@ def test_answers_without_a_label_are_in_no_block(logs: Logs) -> None:
     logs.label(*(one for one, _ in pairs[31:]), came=END + 1)
     (block,) = logs.judge().blocks
     assert block.rows == 31
+
+
+def test_a_chosen_detector_is_calibrated_with_the_others_and_survives_the_way_through_bytes() -> None:
+    chosen = {"calibration_windows": 40, "detectors": [{"type": "ks", "features": ["size"]}]}
+    asked = spec(monitoring={"drift": chosen})
+    window = rows_of(8).at(slice(0, 60))
+    monitors = Monitors.begin(asked, "v7", window, Days(7).landed)
+    assert monitors.by_kind["data"].layout.statistics == ("ks:size",)
+    again = Monitors.from_bytes(monitors.to_bytes(), asked)
+    nothing = window.at(slice(0, 0))
+    assert again.update(window, nothing, asked) == monitors.update(window, nothing, asked)
+    assert again.to_bytes() == monitors.to_bytes()
+    for at in range(1, 9):
+        moved = rows_of(8).at(slice(60 * at, 60 * at + 60))
+        moved.columns["size"][:] += 3.0
+        (data, *_) = monitors.update(moved, nothing, asked)
+    assert data.state == "drift"

@@ -10,10 +10,10 @@ from factories import spec
 
 from ctrain.data.ingest import ROWS_TABLE
 from ctrain.errors import PartitionError
-from ctrain.evaluation.score import evaluate
+from ctrain.evaluation.score import evaluate, gather
 from ctrain.features import Column, columns_to_json, feature_view
 from ctrain.models.encoder import Encoder
-from ctrain.records import EvaluationRequest, GateDecision, ModelVersion
+from ctrain.records import EvaluationRequest, GateDecision, GateEvidence, ModelVersion
 from ctrain.registry import TrainedSet, write_version
 from ctrain.storage import Root
 from ctrain.storage.code import load_attribute, store_code
@@ -55,7 +55,9 @@ def root(tmp_path: Path) -> Root:
     return root
 
 
-def version(root: Root, slope: float, partitions=DAYS, blocks=DAYS[-2:], **changes) -> ModelVersion:
+def version(
+    root: Root, slope: float, partitions=DAYS, blocks=DAYS[-2:], trained=(), **changes
+) -> ModelVersion:
     data = safetensors.torch.save({"slope": torch.tensor(slope)})
     fields = {
         "pipeline": "p", "run_id": "r", "code": "", "features": f"{__name__}:view", "view_hash": view.hash,
@@ -64,9 +66,8 @@ def version(root: Root, slope: float, partitions=DAYS, blocks=DAYS[-2:], **chang
         "threshold": 0.5, "dataset_version": 0, "partitions": partitions, "blocks": blocks, "seed": 0,
         "workers": 1, "parent": "", "rows": 0, "spec_sha256": "", "environment": {}, **changes,
     }  # fmt: skip
-    return write_version(
-        root, fields, [TrainedSet(name, data, ENCODER.to_json()) for name in ("judged-0", "served")]
-    )
+    both = [TrainedSet(name, data, ENCODER.to_json()) for name in ("judged-0", "served")]
+    return write_version(root, fields, trained or both)
 
 
 def judge(root: Root, candidate: ModelVersion, champion: ModelVersion | None = None) -> GateDecision:
@@ -104,7 +105,7 @@ def test_a_champion_that_has_trained_on_nearly_all_blocks_leaves_too_little_evid
     for blocks in (DAYS[-1:], ()):
         decision = judge(root, candidate, version(root, 6.0, blocks=blocks))
         assert decision.verdict == "not_enough_evidence"
-        assert [result.verdict for result in decision.criteria] == ["accept", "not_enough_evidence"]
+        assert [result.verdict for result in decision.criteria][:2] == ["accept", "not_enough_evidence"]
         assert "the champion has trained on day-3" in decision.reason
 
 
@@ -132,7 +133,7 @@ def test_a_champion_whose_view_wants_a_column_that_is_gone_leaves_too_little_evi
     older = {"features": f"{__name__}:wider_view", "view_hash": wider_view.hash}
     candidate, champion = version(root, 5.0), version(root, 6.0, **older)
     decision = judge(root, candidate, champion)
-    assert [result.verdict for result in decision.criteria] == ["accept", "not_enough_evidence"]
+    assert [result.verdict for result in decision.criteria][:2] == ["accept", "not_enough_evidence"]
     assert decision.reason.endswith("the champion's feature view cannot read day-3, day-4")
     with pytest.raises(PartitionError, match="lacks column 'weight'"):
         judge(root, champion, candidate)
@@ -158,3 +159,65 @@ def test_each_version_is_scored_with_the_features_of_its_own_code(root: Root, tm
     assert decision.candidate_score.overall["auc"] == 1.0
     assert decision.champion_score is not None
     assert decision.champion_score.overall["auc"] == 0.0
+
+
+def trained(slope: float, name: str, left_out: tuple[str, ...] = (), seed: int = 0) -> TrainedSet:
+    data = safetensors.torch.save({"slope": torch.tensor(slope)})
+    return TrainedSet(name, data, ENCODER.to_json(), seed, left_out)
+
+
+def gathered(root: Root, candidate: ModelVersion, champion: str = "", **changes) -> GateEvidence:
+    gate = changes.pop("gate", [{"metric": "auc", "at_least": 0.9}])
+    asked = spec(evaluation={"blocks": 2, "gate": gate})
+    request = EvaluationRequest("k", "p", str(root.path), asked.to_json(), candidate.id, champion, **changes)
+    return gather(request, asked, root, candidate)
+
+
+def test_replicates_are_averaged_and_kept_apart(root: Root) -> None:
+    sets = [trained(2.0, "judged-0"), trained(-2.0, "judged-1"), trained(1.0, "served")]
+    score = gathered(root, version(root, 0.0, trained=sets)).candidate
+    assert [[one["auc"] for one in block.replicates] for block in score.blocks] == [[1.0, 0.0]] * 2
+    assert [block.statistics["auc"] for block in score.blocks] == [0.5, 0.5]
+    assert score.overall["auc"] == 0.5
+
+
+def test_each_refit_is_scored_on_the_stretch_that_it_left_out(root: Root) -> None:
+    sets = [
+        trained(2.0, "judged-0", DAYS[-2:]), trained(2.0, "refit-0", DAYS[-2:-1]),
+        trained(-2.0, "refit-1", DAYS[-1:]), trained(1.0, "served"),
+    ]  # fmt: skip
+    refit = gathered(root, version(root, 0.0, trained=sets)).refit
+    assert refit is not None
+    assert [(block.block, block.statistics["auc"]) for block in refit.blocks] == [
+        ("day-3", 1.0),
+        ("day-4", 0.0),
+    ]
+
+
+def test_the_base_rate_is_that_of_the_rows_learned_from(root: Root) -> None:
+    (baseline,) = gathered(root, version(root, 5.0)).baselines
+    assert baseline.overall["brier"] == pytest.approx(0.25)
+    assert baseline.overall["auc"] == 0.5
+
+
+def test_the_first_champion_is_shown_beside_unless_it_is_one_of_the_two(root: Root) -> None:
+    candidate, champion, first = version(root, 5.0), version(root, 4.0), version(root, -1.0)
+    static = gathered(root, candidate, champion.id, static=first.id).static
+    assert static is not None
+    assert (static.version, static.overall["auc"]) == ("the first champion", 0.0)
+    assert gathered(root, candidate, champion.id, static=champion.id).static is None
+
+
+def test_outputs_are_compared_block_by_block(root: Root) -> None:
+    outputs = gathered(root, version(root, 4.0), version(root, 2.0).id).outputs
+    assert [one.block for one in outputs] == list(DAYS[-2:])
+    assert outputs[0].log_sd_ratio == pytest.approx(np.log(2), rel=1e-4)
+    assert outputs[0].correlation == pytest.approx(1.0)
+
+
+def test_latency_is_timed_where_a_criterion_asks_for_it(root: Root) -> None:
+    candidate = version(root, 5.0)
+    assert gathered(root, candidate).latency == {}
+    found = gathered(root, candidate, gate=[{"metric": "latency_p99", "at_most": "1s"}])
+    assert 0 < found.latency["p50"] <= found.latency["p99"]
+    assert found.size == candidate.served.size

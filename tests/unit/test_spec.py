@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from ctrain.errors import SpecError
 from ctrain.spec import PipelineSpec, load_spec, parse_spec
-from ctrain.spec.base import seconds
+from ctrain.spec.base import seconds, values_of
 
 SMALLEST = """
 pipeline: flights-late
@@ -136,6 +136,12 @@ def test_a_duration_is_finite_and_not_negative(value: float) -> None:
     assert [where for where, _, _ in faults(raw(rollout={"hold": value}))] == ["rollout.hold"]
 
 
+def test_a_goal_on_the_business_value_may_be_any_number() -> None:
+    goals = {"value": -12.5, "average_precision": 0.3}
+    assert parse_spec(raw(goals={"metrics": goals})).goals.metrics == goals
+    assert values_of("value") == "any number"
+
+
 # Hash and JSON
 
 
@@ -190,7 +196,11 @@ def test_all_faults_are_listed_at_once_each_with_its_path(tmp_path: Path) -> Non
     [
         ({"ownr": "x"}, "ownr", "did you mean 'owner'?"),
         ({"training": {"epoch": 3}}, "training.epoch", "did you mean 'epochs'?"),
-        ({"monitoring": {"drift": {"p_vale": 0.1}}}, "monitoring.drift.p_vale", "did you mean 'p_value'?"),
+        (
+            {"monitoring": {"drift": {"min_efect": 0.1}}},
+            "monitoring.drift.min_efect",
+            "did you mean 'min_effect'?",
+        ),
         ({"model": {"type": "tabular", "hiden": [8]}}, "model.hiden", "did you mean 'hidden'?"),
         (
             {"model": {"type": "module", "factory": "m:f", "hidden": [8]}},
@@ -259,6 +269,8 @@ def test_an_unknown_field_is_refused_with_the_fields_of_its_own_part(
         ({"model": {"type": "tabular", "hidden": ["a"]}}, "model.hidden.0", "'a' is not a whole number", ""),
         ({"rollout": {"steps": [0.1, 1]}}, "rollout.steps.1", "1 is not below 1", ""),
         ({"rollout": {"steps": []}}, "rollout.steps", "is empty", ""),
+        ({"rollout": {"shift": 1.5}}, "rollout.shift", "1.5 is above 1", ""),
+        ({"rollout": {"quality": {"no_harm": 0}}}, "rollout.quality.no_harm", "0 is not above 0", ""),
         (
             {"rollout": {"steps": [0.1, 0.1]}},
             "rollout.steps.1",
@@ -269,13 +281,13 @@ def test_an_unknown_field_is_refused_with_the_fields_of_its_own_part(
             {"evaluation": {"gate": [{"metric": "auc"}]}},
             "evaluation.gate.0",
             "no bound",
-            "exactly one of at_least, at_most, no_harm",
+            "exactly one of at_least, at_most, no_harm, better",
         ),
         (
             {"evaluation": {"gate": [{"metric": "auc", "at_least": 0.6, "no_harm": 0.1}]}},
             "evaluation.gate.0",
             "at_least and no_harm together",
-            "exactly one of at_least, at_most, no_harm",
+            "exactly one of at_least, at_most, no_harm, better",
         ),
         ({"evaluation": {"gate": []}}, "evaluation.gate", "is empty", ""),
         (
@@ -303,6 +315,12 @@ def test_an_unknown_field_is_refused_with_the_fields_of_its_own_part(
             "0 and above",
         ),
         ({"goals": {"metrics": {"f1": 2}}}, "goals.metrics.f1", "2 is no value of f1", "0 to 1"),
+        (
+            {"goals": {"metrics": {"average_precision": -0.1}}},
+            "goals.metrics.average_precision",
+            "-0.1 is no value of average_precision",
+            "0 to 1",
+        ),
         (
             {"triggers": [{"type": "performance", "metric": "auc", "worse_than": 55}]},
             "triggers.0.worse_than",

@@ -227,7 +227,9 @@ def test_first_calls_at_once_get_one_token(root: Root) -> None:
 def test_a_live_document_comes_back_as_it_was_written(url: str, tmp_path: Path) -> None:
     root = Root(tmp_path, store=url)
     champion, challenger = Slot("a1", "v7", sha256(b"7")), Slot("b2", "v8", sha256(b"8"))
-    document = LiveDocument("flights-late", 3, 12, champion, challenger, None, "r1", 0.05, True, 0.0125)
+    document = LiveDocument(
+        "flights-late", 3, 12, champion, challenger, None, "r1", 0.05, "challenger", (0.01, 0.02, 0.05)
+    )
     root.write_live(document)
     assert root.read_live("flights-late") == document
     newer = LiveDocument("flights-late", 3, 13, challenger, previous=champion)

@@ -49,7 +49,7 @@ STATUS = {
         "metrics": [{"metric": "errors", "verdict": "pass", "text": "[no harm]"}],
     },
     "data": {"partitions": 74, "last": "2013-03-15", "refused": 1},
-    "drift": {"state": "warning", "features": ["dest"]},
+    "drift": {"state": "warning", "lines": ["inputs warning: dest"]},
     "next": "retrain at the next new_data",
 }
 

@@ -60,9 +60,9 @@ def test_a_key_that_changes_its_arm_at_a_later_step_counts_in_the_new_one(counte
         for n in range(999)
         if (arm_of(f"k{n}", 0.05), arm_of(f"k{n}", 0.25)) == ("champion", "challenger")
     )
-    counters.arm("r", 0.05, "champion", True, False, key)
-    counters.arm("r", 0.25, "challenger", True, False, key)
-    counters.arm("r", 0.25, "challenger", True, False, key)
+    counters.arm("r", 0.05, "champion", True, 0, key)
+    counters.arm("r", 0.25, "challenger", True, 0, key)
+    counters.arm("r", 0.25, "challenger", True, 0, key)
     first, second = counters.arms()
     assert (first.arm, first.split, first.errors) == ("champion", 0.05, 1)
     assert (second.arm, second.errors) == ("challenger", 1)
@@ -71,16 +71,45 @@ def test_a_key_that_changes_its_arm_at_a_later_step_counts_in_the_new_one(counte
 
 def test_a_key_that_the_challenger_answered_has_nothing_left_to_tell(counters):
     for split in (0.05, 0.25, 0.5):
-        counters.arm("r", split, "challenger", True, True, "k")
+        counters.arm("r", split, "challenger", True, 3, "k")
     (counts,) = counters.arms()
-    assert (counts.split, counts.requests, counts.errors, counts.slow) == (0.05, 1, 1, 1)
+    assert (counts.split, counts.requests, counts.errors, counts.slow) == (0.05, 1, 1, (1, 1, 1))
+
+
+def test_slowness_is_that_of_the_first_answer_of_a_key_under_each_throw_of_its_coin(counters):
+    key = next(
+        f"k{n}"
+        for n in range(999)
+        if (arm_of(f"k{n}", 0.05), arm_of(f"k{n}", 0.25)) == ("champion", "champion")
+    )
+    for split, levels in ((0.05, (1, 3, 3)), (0.25, (2, 3))):
+        for level in levels:
+            counters.arm("r", split, "champion", False, level, key)
+    first, second = counters.arms()
+    assert (first.requests, first.slow) == (1, (1, 0, 0))
+    assert (second.requests, second.slow) == (1, (1, 1, 0))
+
+
+def test_an_error_after_the_first_answer_counts_as_one_and_leaves_the_first_answer_what_it_was(counters):
+    for error in (False, True, True):
+        counters.arm("r", 0.05, "champion", error, 0, "k")
+    counters.arm("r", 0.05, "champion", True, 0, "other")
+    (counts,) = counters.arms()
+    assert (counts.requests, counts.answered, counts.errors) == (2, 1, 2)
+
+
+def test_keyless_requests_count_at_every_threshold_that_they_reached(counters):
+    for level in (0, 1, 1, 2, 3):
+        counters.arm("r", 0.25, "challenger", level == 3, level)
+    (counts,) = counters.arms()
+    assert (counts.requests, counts.answered, counts.errors, counts.slow) == (5, 4, 1, (4, 2, 1))
 
 
 def test_draws_of_keys_over_steps_are_fair_coins_at_the_split_they_are_counted_under(counters):
     for split in (0.05, 0.25, 0.5):
         for number in range(20_000):
             key = f"key-{number}"
-            counters.arm("r", split, arm_of(key, split), True, False, key)
+            counters.arm("r", split, arm_of(key, split), True, 0, key)
     draws = {}
     for counts in counters.arms():
         pair = draws.setdefault(counts.split, [0, 0])
@@ -102,18 +131,18 @@ def test_full_memory_of_keys_stays_bounded_and_still_finds_new_keys_once_each():
 
 def test_errors_of_new_keys_count_after_a_flood_of_requests_without_any(counters):
     for number in range(120_000):
-        counters.arm("r", 0.5, "champion", False, False, f"fine-{number}")
+        counters.arm("r", 0.5, "champion", False, 0, f"fine-{number}")
     for number in range(100):
-        counters.arm("r", 0.5, "challenger", True, True, f"broken-{number}")
+        counters.arm("r", 0.5, "challenger", True, 0, f"broken-{number}")
     counts = next(counts for counts in counters.arms() if counts.arm == "challenger")
-    assert (counts.errors, counts.slow) == (100, 100)
+    assert counts.errors == 100
 
 
 def test_counts_of_the_newest_rollouts_are_kept_whether_they_reached_a_canary_or_not(counters):
     for number in range(10):
         counters.pair(f"r{number}").pairs += 1
         if number % 2:
-            counters.arm(f"r{number}", 0.1, "champion", False, False, "k")
+            counters.arm(f"r{number}", 0.1, "champion", False, 0, "k")
     assert [counts.rollout for counts in counters.pairs()] == ["r6", "r7", "r8", "r9"]
     assert [counts.rollout for counts in counters.arms()] == ["r7", "r9"]
 

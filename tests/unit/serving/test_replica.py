@@ -555,9 +555,9 @@ def test_hung_controller_holds_up_questions_and_neither_scoring_nor_labels_nor_v
 def test_one_key_is_one_witness_however_many_requests_it_sends():
     counters = Counters()
     for _ in range(60):
-        counters.arm("r", 0.1, "challenger", True, True, "one client")
+        counters.arm("r", 0.1, "challenger", True, 2, "one client")
     for _ in range(3):
-        counters.arm("r", 0.1, "challenger", True, False, None)
+        counters.arm("r", 0.1, "challenger", True, 0, None)
     keyed, keyless = counters.arms()
-    assert (keyed.keyed, keyed.requests, keyed.errors, keyed.slow) == (True, 1, 1, 1)
-    assert (keyless.keyed, keyless.requests, keyless.errors, keyless.slow) == (False, 3, 3, 0)
+    assert (keyed.keyed, keyed.requests, keyed.errors, keyed.slow) == (True, 1, 1, (1, 1, 0))
+    assert (keyless.keyed, keyless.requests, keyless.errors, keyless.slow) == (False, 3, 3, (0, 0, 0))

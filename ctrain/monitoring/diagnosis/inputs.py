@@ -1,0 +1,207 @@
+"""Statistics of the inputs, feature by feature, of each window against the windows before it. No labels.
+
+The windows are coded once: a number falls into a bin of the pooled past (its own value, where it has few),
+a text into its level, a missing value into a bin of its own. Every statistic is an array over windows
+and features, so that the judged window (the last one) can be compared with what was usual (calibration).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ctrain.monitoring.diagnosis.frames import Floats, Frame, is_missing
+
+BINS = 24
+"""Bins of a feature; one more holds missing values, and one what the past never had."""
+MISSING, OTHER = BINS, BINS + 1
+SEVERAL = 3
+NEAR = 0.25
+"""Part of the earlier range by which seasons and growth may widen it: what lies so near it is no fault."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Windows, oldest first and the judged one last, as bins and as statistics over [window, feature]."""
+
+    names: tuple[str, ...]
+    codes: list[npt.NDArray[np.uint8]]
+    """Bin of each value, shape [rows, features] for each window."""
+    shares: Floats
+    """Share of each bin, shape [windows, features, bins]."""
+    missing: Floats
+    """Share of missing values."""
+    novel: Floats
+    """Share of rows whose value no earlier window had. A number just outside their range does not count, nor
+    do one or two new ones inside it (an index that is published once a month)."""
+    beyond: Floats
+    """Share of rows far outside the range of all earlier windows; 0 for text."""
+    run: Floats
+    """Longest run of one value, as a share of the rows."""
+    surprise: Floats
+    """Of the run that is the least to be expected: its length times -log(usual share of its value), over the
+    log of the number of rows; about 1 where rows are independent."""
+    text: npt.NDArray[np.bool_]
+    """Which features are text, shape [features]."""
+    levels: tuple[tuple[str, ...], ...]
+    """What each bin stands for, by feature; empty where a bin holds several values."""
+
+
+def read_inputs(windows: Sequence[Frame]) -> Inputs:
+    """Code the windows and compute their statistics.
+
+    Args:
+        windows: Contiguous windows, oldest first; the last one is judged. A feature counts if the judged
+            window has it; where an earlier one lacks it, it was missing there.
+    """
+    names = tuple(windows[-1].columns)
+    starts = np.concatenate([[0], np.cumsum([window.rows for window in windows])])
+    number = np.repeat(np.arange(len(windows)), np.diff(starts))
+    shape = len(windows), len(names)
+    missing, novel, beyond, run, surprise = (np.zeros(shape) for _ in range(5))
+    codes = np.zeros((int(starts[-1]), len(names)), np.uint8)
+    text = np.zeros(len(names), np.bool_)
+    meaning: list[tuple[str, ...]] = []
+    for column, name in enumerate(names):
+        values = _pooled(windows, name)
+        text[column] = values.dtype.kind == "U"
+        absent = is_missing(values)
+        levels, place = np.unique(values[~absent], return_inverse=True)
+        first = np.full(len(levels), len(windows))
+        np.minimum.at(first, place, number[~absent])
+        full = np.full(len(values), -1)
+        full[~absent] = place
+        missing[:, column] = _share(absent, number, starts)
+        fresh = np.zeros(len(values), np.bool_)
+        fresh[~absent] = first[place] == number[~absent]
+        if not text[column]:
+            outside, far = _outside(values, absent, starts)
+            several = np.bincount(first, minlength=len(windows))[number] >= SEVERAL
+            # no season moves most values out of all that was, unless it is the number of a month
+            far |= outside & several & (_share(outside & ~absent, number, starts)[number] > 0.5)
+            fresh &= several & ~outside | far
+            beyond[:, column] = _share(far, number, starts)
+        novel[:, column] = _share(fresh, number, starts)
+        known = full[: starts[-2]]
+        usual = np.bincount(known[known >= 0], minlength=len(levels)) + 0.5
+        rarity = -np.log(np.minimum(usual / (starts[-2] + 1), 1 - 1e-6))
+        for index, (a, b) in enumerate(pairwise(starts)):
+            run[index, column], surprise[index, column] = _longest_run(full[a:b], rarity)
+        codes[:, column], named = _code(values, absent, levels, full, first, starts)
+        meaning.append(named)
+    split = np.split(codes, starts[1:-1])
+    shares = np.stack([shares_of(part) for part in split])
+    return Inputs(names, split, shares, missing, novel, beyond, run, surprise, text, tuple(meaning))
+
+
+def _pooled(windows: Sequence[Frame], name: str) -> npt.NDArray[Any]:
+    """One feature of all windows; of another kind than the judged window's it counts as missing."""
+    kind = windows[-1].columns[name].dtype.kind
+    parts = []
+    for window in windows:
+        values = window.columns.get(name)
+        if values is None or (values.dtype.kind == "U") != (kind == "U"):
+            values = np.full(window.rows, "" if kind == "U" else np.nan)
+        parts.append(values if kind == "U" else values.astype(np.float64))
+    return np.concatenate(parts)
+
+
+def _share(flags: npt.NDArray[np.bool_], number: npt.NDArray[Any], starts: npt.NDArray[Any]) -> Floats:
+    counts = np.bincount(number, weights=flags, minlength=len(starts) - 1)
+    shares: Floats = counts / np.maximum(np.diff(starts), 1)
+    return shares
+
+
+def _outside(
+    values: npt.NDArray[Any], absent: npt.NDArray[np.bool_], starts: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which numbers lie outside the range of all earlier windows, and which of them far outside."""
+    outside, far = np.zeros(len(values), np.bool_), np.zeros(len(values), np.bool_)
+    low, high = np.inf, -np.inf
+    for a, b in pairwise(starts):
+        now, there = values[a:b], ~absent[a:b]
+        if low <= high:
+            near = NEAR * (high - low)
+            outside[a:b] = there & ((now < low) | (now > high))
+            far[a:b] = there & ((now < low - near) | (now > high + near))
+        if there.any():
+            low, high = min(low, now[there].min()), max(high, now[there].max())
+    return outside, far
+
+
+def _longest_run(places: npt.NDArray[Any], rarity: Floats) -> tuple[float, float]:
+    """The most surprising run of one value (missing ones break it): share of the rows, and its surprise."""
+    if not len(places):
+        return 0.0, 0.0
+    breaks = np.flatnonzero(np.diff(places) != 0) + 1
+    starts = np.concatenate([[0], breaks])
+    lengths, values = np.diff(np.concatenate([starts, [len(places)]])), places[starts]
+    lengths, values = lengths[values >= 0], values[values >= 0]
+    if not len(lengths):
+        return 0.0, 0.0
+    surprises = lengths * rarity[values]
+    worst = int(np.argmax(surprises))
+    return float(lengths[worst] / len(places)), float(surprises[worst] / np.log(len(places) + 1))
+
+
+def _code(
+    values: npt.NDArray[Any],
+    absent: npt.NDArray[np.bool_],
+    levels: npt.NDArray[Any],
+    place: npt.NDArray[Any],
+    first: npt.NDArray[Any],
+    starts: npt.NDArray[Any],
+) -> tuple[npt.NDArray[np.uint8], tuple[str, ...]]:
+    """Bins by the past alone: what the judged window brings new falls into `OTHER`, or a number's end bin."""
+    past = place[: starts[-2]]
+    known = first < len(starts) - 2
+    named: tuple[str, ...] = ()
+    codes = np.full(len(values), OTHER, np.uint8)
+    if known.sum() <= BINS or values.dtype.kind == "U":
+        counts = np.bincount(past[past >= 0], minlength=len(levels))
+        kept = np.sort(np.argsort(-counts, kind="stable")[:BINS])
+        bins = np.full(len(levels), OTHER, np.uint8)
+        bins[kept] = np.arange(len(kept))
+        bins[~known] = OTHER
+        codes[~absent] = bins[place[~absent]]
+        named = tuple(f"{level:g}" if values.dtype.kind == "f" else str(level) for level in levels[kept])
+    else:
+        edges = np.quantile(levels[past[past >= 0]], np.linspace(0, 1, BINS + 1)[1:-1])
+        codes[~absent] = np.searchsorted(edges, values[~absent], side="right")
+    codes[absent] = MISSING
+    return codes, named
+
+
+def shares_of(codes: npt.NDArray[np.uint8]) -> Floats:
+    """Share of each bin, shape [features, bins]."""
+    features, bins = codes.shape[1], OTHER + 1
+    flat = codes.astype(np.int64) + bins * np.arange(features)
+    counts = np.bincount(flat.ravel(), minlength=features * bins).reshape(features, bins)
+    shares: Floats = counts / max(len(codes), 1)
+    return shares
+
+
+def distances(one: Floats, other: Floats, text: npt.NDArray[np.bool_]) -> Floats:
+    """How far two windows' present values are apart: Kolmogorov-Smirnov (numbers), total variation (text).
+
+    Args:
+        one: Shares of bins, shape [..., features, bins].
+        other: The same, of the same or a broadcast shape.
+        text: Which features are text.
+    """
+    here, there = _present(one), _present(other)
+    total = np.abs(here - there).sum(axis=-1) / 2
+    order = np.abs(np.cumsum(here - there, axis=-1)).max(axis=-1)
+    found: Floats = np.where(text, total, order)
+    return found
+
+
+def _present(shares: Floats) -> Floats:
+    kept = np.delete(shares, MISSING, axis=-1)
+    present: Floats = kept / np.maximum(kept.sum(axis=-1, keepdims=True), 1e-12)
+    return present

@@ -1,0 +1,83 @@
+"""Data quality from the inputs alone: which feature broke, and how.
+
+The order is from the plainest sign to the least: missing values, a value that repeats, levels that were never
+seen, numbers that were never seen or lie outside all earlier ones (another unit or scale).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+
+import numpy as np
+
+from ctrain.monitoring.diagnosis.calibration import Compared, compare
+from ctrain.monitoring.diagnosis.frames import Floats
+from ctrain.monitoring.diagnosis.inputs import Inputs
+
+MARGIN = 2.5
+"""Reach beyond which a share counts: a shift of other features moves shares too, but not so far."""
+MISSING_EFFECT, RUN_EFFECT, NEW_EFFECT, FAR_EFFECT, NOVEL_EFFECT = 0.03, 0.1, 0.03, 0.05, 0.25
+"""Least rise of a share worth a quarantine, in shares of rows. New numbers inside the range need many rows:
+weather brings some, a unit changes nearly all."""
+MOSTLY = 0.5
+"""Usual share from which such values are the rule, and more of them no fault."""
+RUN_SURPRISE = 5.0
+"""Least surprise of a run, in runs that independent rows would show."""
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A feature that broke."""
+
+    feature: str
+    kind: str
+    """`missing`, `stuck`, `new_category` or `range`."""
+    compared: Compared
+
+
+def broken_features(inputs: Inputs, first: int) -> tuple[Broken, ...]:
+    """Features whose values are at fault, the gravest first, each with its plainest sign.
+
+    Args:
+        inputs: Coded windows with their statistics.
+        first: Number of the first window whose statistics count: those before it have too little past.
+    """
+    found: dict[str, Broken] = {}
+    signs = (
+        ("missing", inputs.missing, MISSING_EFFECT),
+        ("new_category", inputs.novel, NEW_EFFECT),
+        ("range", inputs.beyond, FAR_EFFECT),
+        ("range", inputs.novel, NOVEL_EFFECT),
+    )
+    for sign, values, effect in signs:
+        for column, name in enumerate(inputs.names):
+            if sign == "new_category" and not inputs.text[column]:
+                continue
+            series = values[first:, column]
+            if name in found or series[-1] - np.median(series[:-1]) <= effect:
+                continue
+            # where some values are missing anyway, a shift of other features moves that share a little
+            compared = compare(sign, series, MARGIN, effect)
+            if compared.usual < MOSTLY and _doubled(series) and (compared.passed or compared.limit >= 1):
+                found[name] = Broken(name, sign, compared)
+        if sign == "missing":
+            found |= _stuck(inputs, first, found)
+    return tuple(sorted(found.values(), key=lambda b: b.compared.usual - b.compared.value))
+
+
+def _doubled(series: Floats) -> bool:
+    """Whether a share is twice the highest there was, or half-way from it to 1."""
+    highest = float(series[:-1].max())
+    return bool(series[-1] > min(2 * highest, (1 + highest) / 2))
+
+
+def _stuck(inputs: Inputs, first: int, known: Container[str]) -> dict[str, Broken]:
+    """Features with a run of one value that is longer and less to be expected than any run before."""
+    found = {}
+    for column, name in enumerate(inputs.names):
+        run = compare("stuck", inputs.run[first:, column], 1.0, RUN_EFFECT)
+        surprise = compare("surprise", inputs.surprise[first:, column], MARGIN, RUN_SURPRISE)
+        if name not in known and run.passed and surprise.passed and _doubled(inputs.run[first:, column]):
+            found[name] = Broken(name, "stuck", run)
+    return found
