@@ -5,8 +5,8 @@
 Two controllers take turns; each may be killed before or after any call to a room or the journal, and
 an older one may wake up again. Rooms and the database fail for a moment, documents are delivered late and
 twice, replicas restart, the application is deleted, people ask for everything that they may ask for, runs
-fail, gates refuse. At the end of a history everything that was asked for must have happened once, and
-serving must stand where the journal does.
+fail, gates refuse, windows find drift, broken data, and days on which a champion is worse. At the end of a
+history everything that was asked for must have happened once, and serving must stand where the journal does.
 """
 
 from __future__ import annotations
@@ -41,7 +41,16 @@ from ctrain.controller.journal import Event, Journal, Operation
 from ctrain.controller.observations import Seen
 from ctrain.controller.state import State, fold
 from ctrain.errors import FencedError, JournalError
-from ctrain.records import Json, LiveDocument, Observed
+from ctrain.records import (
+    Diagnosis,
+    DriftReport,
+    Json,
+    LiveDocument,
+    Observed,
+    ShadowBlock,
+    WindowReport,
+    WindowRequest,
+)
 
 MUTANTS = (
     "no_serve_fence",
@@ -73,7 +82,7 @@ class Dice:
     """Crashes and faults, each with some probability at every point that is asked about."""
 
     def __init__(self, rng: random.Random) -> None:
-        self.rng, self.crash, self.fault, self.crashes = rng, 0.0, 0.0, 0
+        self.rng, self.crash, self.fault, self.crashes, self.calm = rng, 0.0, 0.0, 0, False
 
     def point(self, fault: Exception | None = None) -> None:
         if self.rng.random() < self.crash:
@@ -155,6 +164,37 @@ class LateServing(FakeServing):
             replica.take(document)
 
 
+class MoodyMonitoring(FakeMonitoring):
+    """Windows that find all that may be found, while the world is not calm."""
+
+    def __init__(self, rng: random.Random, calm: Callable[[], bool], versions: list[str]) -> None:
+        super().__init__()
+        self._rng, self._calm, self._versions = rng, calm, versions
+
+    def start(self, request: WindowRequest) -> None:
+        """Make up a report."""
+        rng, drifts = self._rng, not self._calm() and self._rng.random() < 0.3
+        state = "drift" if drifts else "steady"
+        drift = DriftReport("data", state, drifts, 1.0, 1.0, (), 500, 1, "", "made up")
+        action = rng.choice(
+            ("none", "wait", "quarantine", "hold_training", "retrain", "roll_back", "escalate")
+        )
+        self.report = WindowReport(
+            0.0, 0.0, 500, 400, {"auc": 0.7},
+            drift=(drift,),
+            diagnosis=Diagnosis("unknown", action, reason="made up") if drifts else None,
+            blocks=tuple(self._block(request) for _ in range(0 if self._calm() else rng.randrange(16))),
+        )  # fmt: skip
+        super().start(request)
+
+    def _block(self, request: WindowRequest) -> ShadowBlock:
+        """A day on which the champion and some other version scored the same requests."""
+        rng = self._rng
+        good, bad = ({"auc": auc + rng.gauss(0, 0.005)} for auc in (0.75, rng.choice((0.75, 0.6, 0.5))))
+        day, other = rng.randrange(1, 29), rng.choice(self._versions[:6:2])
+        return ShadowBlock(f"2013-03-{day:02d}", request.champion, other, 900, 300, bad, good)
+
+
 def mutate(controller: Controller, mutant: str) -> None:
     """Break one controller on purpose."""
     if mutant == "edge_triggered":
@@ -214,7 +254,9 @@ class Asked:
     def body(self) -> Json:
         steps = self.rng.choice(([0.1, 0.5], [0.1, 0.5], [0.2], [0.05, 0.2, 0.5]))
         plan = {"type": "canary", "shadow": 20, "steps": steps, "hold": 5.0}
-        return {"spec": spec(rollout=plan).to_json(), "code": self.rng.choice(("", "c1"))}
+        triggers = [{"type": "new_data"}, {"type": "drift", "cooldown": 20}]
+        body = spec(rollout=plan, triggers=triggers, monitoring={"window": 15.0})
+        return {"spec": body.to_json(), "code": self.rng.choice(("", "c1"))}
 
     def something(self, step: int) -> None:
         """One more wish, of any kind."""
@@ -281,7 +323,8 @@ def history(seed: int, mutant: str = "") -> int:
         def rooms() -> Any:
             # Outcomes that were not polled die with the process; what was done stays done.
             world.ingest = FakeIngest(commits=world.ingest.commits, bad=world.ingest.bad)
-            world.evaluation, world.monitoring = FakeEvaluation(verdicts, bad=unscored), FakeMonitoring()
+            world.evaluation = FakeEvaluation(verdicts, bad=unscored)
+            world.monitoring = MoodyMonitoring(rng, lambda: dice.calm, versions)
             plain = world.rooms()
             return type(plain)(*(Crashing(getattr(plain, name), dice) for name in plain.__slots__))
 
@@ -312,6 +355,7 @@ def history(seed: int, mutant: str = "") -> int:
             if calm and settled(alive[0], len(world.source.landed)):
                 break
             dice.crash, dice.fault = (0.0, 0.0) if ending else (crash_rate, fault_rate)
+            dice.calm = ending
             wall.now += 1 + (rng.choice((-3600, -30, 30, 3600)) if rng.random() < 0.02 else 0)
             monotonic.now += 1
             serving.tick()
@@ -371,6 +415,7 @@ def check(last: Controller, world: World, serving: LateServing, bad: set[str], a
     check_events(events, bad, asked)
     state, born = State(), {0: 0}
     for event in events:
+        check_evidence(state, event)
         state = fold(state, event)
         born.setdefault(state.generation, event.seq)
     if any(written < born[generation] for generation, written in serving.steered):
@@ -400,6 +445,21 @@ def check(last: Controller, world: World, serving: LateServing, bad: set[str], a
         meanings.setdefault(d.generation, set()).add((d.rollout, d.split, d.champion))
     if any(len(found) > 1 for found in meanings.values()):
         raise Violation("one generation had two meanings")
+
+
+def check_evidence(state: State, event: Event) -> None:
+    """What monitoring may do: nothing trains on data that are held, a champion goes back to one it had."""
+    data = event.data
+    first = event.kind == "run_started" and data["request"]["attempt"] == 1
+    if first and data["trigger"] != "operator" and state.hold:
+        raise Violation(f"a run began by {data['trigger']} on data that were held: {state.hold}")
+    if event.kind == "rolled_back" and data["by"] in ("watch", "diagnosis"):
+        if not state.previous or data["version"] != state.champion:
+            raise Violation(
+                f"{data['by']} rolled {data['version']} back, and there was nothing to go back to"
+            )
+        if data["by"] == "watch" and (state.watch is None or len(state.watch.blocks) < 2):
+            raise Violation("a champion went back without blocks that say so")
 
 
 def check_events(events: list[Event], bad: set[str], asked: Asked) -> None:
