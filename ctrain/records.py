@@ -391,6 +391,8 @@ class GateEvidence:
     """Seconds for one request inside the served model, by quantile: p50, p99."""
     size: int | None = None
     """Bytes of the served weights; None if not known."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Why a metric has no value on all judged rows, by name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ from ctrain.controller.state import State
 from ctrain.monitoring.words import diagnosis_in_words, report_in_words
 from ctrain.records import Json, Partition, RunRequest, Sighting, to_json
 from ctrain.spec import PipelineSpec, parse_spec
-from ctrain.spec.base import HIGHER_IS_BETTER
+from ctrain.spec.base import LOWER_IS_BETTER
 from ctrain.spec.triggers import DriftTrigger, NewData, Performance, Schedule
 
 TRAINS = ("retrain", "recalibrate")
@@ -426,4 +426,4 @@ def _events(*entries: Entry) -> Decision:
 
 
 def _worse(metric: str, value: float, bound: float) -> bool:
-    return value < bound if metric in HIGHER_IS_BETTER else value > bound
+    return value > bound if metric in LOWER_IS_BETTER else value < bound

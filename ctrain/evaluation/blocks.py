@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
-from ctrain.spec.base import HIGHER_IS_BETTER
+from ctrain.spec.base import LOWER_IS_BETTER
 
 Floats = npt.NDArray[np.float64]
 
@@ -82,7 +82,7 @@ def value_statistics(labels: npt.NDArray[Any], predictions: npt.NDArray[Any]) ->
 def harm(judged: Mapping[str, float], against: Mapping[str, float]) -> dict[str, float]:
     """Difference of two models on one block, by statistic or metric: positive where `judged` is worse."""
     return {
-        name: (against[name] - value if name in HIGHER_IS_BETTER else value - against[name])
+        name: (value - against[name] if name in LOWER_IS_BETTER else against[name] - value)
         for name, value in judged.items()
         if name in against
     }

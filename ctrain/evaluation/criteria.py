@@ -27,6 +27,9 @@ def judge(rule: GateCriterion, judged: Judged) -> CriterionResult:
     """Judge one criterion of the spec."""
     if rule.metric in ("latency_p50", "latency_p99", "size"):
         return _of_the_version(rule, judged.evidence)
+    if rule.metric in judged.evidence.missing:
+        result = CriterionResult(rule.metric, _words(rule), margin_of(rule), None)
+        return replace(result, reason=judged.evidence.missing[rule.metric])
     if rule.between:
         return between(rule, judged.evidence, judged.confidence)
     if rule.segments:

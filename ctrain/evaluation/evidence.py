@@ -31,11 +31,9 @@ from ctrain.evaluation.blocks import (
     value_statistics,
 )
 from ctrain.evaluation.scales import Scales, replicate_scatter, scales_from
-from ctrain.spec.base import HIGHER_IS_BETTER
 
 __all__ = [
     "CLASSIFIER_STATISTICS",
-    "HIGHER_IS_BETTER",
     "LOOKS",
     "REGRESSION_STATISTICS",
     "BlockEvidence",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from ctrain.evaluation.blocks import block_statistics, logit
 from ctrain.evaluation.gate import decide_gate
 from ctrain.evaluation.gross import output_difference
 from ctrain.evaluation.leaks import find_leaks
-from ctrain.evaluation.metrics import binary_metrics
+from ctrain.evaluation.metrics import CostMatrix, score_binary
 from ctrain.evaluation.segment_keys import segment_key
 from ctrain.evaluation.segments import SegmentSearch, search_segments
+from ctrain.evaluation.user_metrics import UserMetric, load_user_metric, score_user_metrics
 from ctrain.features import Column, columns_from_json
 from ctrain.models.loading import load_network
 from ctrain.records import (
@@ -79,22 +80,23 @@ def gather(
         version = read_version(root, request.static)
         first = judge.score(version, version.judged, blocks_unseen_by(version, candidate.blocks))
     refits = [part for one in candidate.refits for part in judge.score(candidate, [one], one.left_out)]
-    threshold = candidate.threshold
+    measures = Measures.of(spec, candidate.threshold)
     raw = judge.raw(mine)
     return GateEvidence(
-        candidate=model_score(candidate.id, mine, threshold),
-        champion=model_score(request.champion, champion, threshold) if champion is not None else None,
-        static=model_score("the first champion", first, threshold) if first is not None else None,
-        baselines=(model_score("the base rate", judge.base_rate(mine), threshold),) if mine else (),
-        refit=model_score(candidate.id, refits, threshold) if refits else None,
+        candidate=model_score(candidate.id, mine, measures),
+        champion=model_score(request.champion, champion, measures) if champion is not None else None,
+        static=model_score("the first champion", first, measures) if first is not None else None,
+        baselines=(model_score("the base rate", judge.base_rate(mine), measures),) if mine else (),
+        refit=model_score(candidate.id, refits, measures) if refits else None,
         record=request.record,
         uses=request.uses,
         outputs=tuple(_outputs(mine, champion or [])),
         segments=tuple(_segments(spec, raw, mine, champion)),
-        groups=_groups(spec, raw, mine, threshold),
+        groups=_groups(spec, raw, mine, measures),
         leaks=_leaks(raw, mine),
         latency=judge.latency() if _asks_latency(spec) else {},
         size=candidate.served.size,
+        missing=measures.missing(mine),
     )
 
 
@@ -203,18 +205,54 @@ class Judge:
         return Dataset(self._root, on.pipeline, on.dataset_version, version.code)
 
 
-def model_score(name: str, scored: Sequence[Scored], threshold: float) -> ModelScore:
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """The metrics of a pipeline."""
+
+    threshold: float
+    """Probability at and above which the decision is positive."""
+    costs: CostMatrix | None = None
+    own: Mapping[str, UserMetric] = field(default_factory=dict)
+    """The user's."""
+
+    @classmethod
+    def of(cls, spec: PipelineSpec, threshold: float) -> Measures:
+        """Those of a spec. Raises UserCodeError if a metric of the user's cannot be imported."""
+        wanted = spec.evaluation
+        costs = CostMatrix(**wanted.costs.model_dump()) if wanted.costs is not None else None
+        return cls(threshold, costs, {name: load_user_metric(path) for name, path in wanted.metrics.items()})
+
+    def values(self, labels: Floats, outputs: Floats) -> dict[str, float]:
+        """Metrics of some rows by name; one that has no value there is absent."""
+        found = score_binary(labels, outputs, self.threshold, costs=self.costs).values
+        return {**found, **score_user_metrics(self.own, labels, outputs).values}
+
+    def missing(self, scored: Sequence[Scored]) -> dict[str, str]:
+        """Why the user's metrics have no value on all rows of the first replicate."""
+        if not scored or not self.own:
+            return {}
+        labels = np.concatenate([one.labels for one in scored])
+        return dict(score_user_metrics(self.own, labels, _together(scored)[0]).missing)
+
+
+def _together(scored: Sequence[Scored]) -> Floats:
+    """Outputs of all blocks, shape [R, B]."""
+    found: Floats = np.concatenate([one.outputs_RB for one in scored], axis=1)
+    return found
+
+
+def model_score(name: str, scored: Sequence[Scored], measures: Measures) -> ModelScore:
     """Metrics of all rows together and block by block: means over the replicates.
 
     Args:
         name: Id of the version, or words for a trivial model.
         scored: Its blocks in the order of time.
-        threshold: Probability at and above which the decision is positive.
+        measures: Which metrics.
     """
     blocks = []
     for one in scored:
         statistics = [block_statistics(one.labels, outputs) for outputs in one.outputs_RB]
-        metrics = [binary_metrics(one.labels, outputs, threshold) for outputs in one.outputs_RB]
+        metrics = [measures.values(one.labels, outputs) for outputs in one.outputs_RB]
         blocks.append(
             BlockScore(
                 block=one.block,
@@ -228,8 +266,7 @@ def model_score(name: str, scored: Sequence[Scored], threshold: float) -> ModelS
     if not scored:
         return ModelScore(name, {}, ())
     labels = np.concatenate([one.labels for one in scored])
-    outputs_RB = np.concatenate([one.outputs_RB for one in scored], axis=1)
-    overall = _mean([binary_metrics(labels, outputs, threshold) for outputs in outputs_RB])
+    overall = _mean([measures.values(labels, outputs) for outputs in _together(scored)])
     return ModelScore(name, overall, tuple(blocks))
 
 
@@ -294,6 +331,7 @@ def _search(
         metric=metric,
         threshold=spec.evaluation.threshold,
         margin=margin,
+        costs=CostMatrix(**spec.evaluation.costs.model_dump()) if spec.evaluation.costs else None,
         confidence=spec.evaluation.confidence,
     )
 
@@ -308,7 +346,7 @@ def _leaks(raw: Mapping[str, npt.NDArray[Any]], mine: Sequence[Scored]) -> tuple
 
 
 def _groups(
-    spec: PipelineSpec, raw: Mapping[str, npt.NDArray[Any]], mine: Sequence[Scored], threshold: float
+    spec: PipelineSpec, raw: Mapping[str, npt.NDArray[Any]], mine: Sequence[Scored], measures: Measures
 ) -> dict[str, ModelScore]:
     """The candidate on the rows of each group that a criterion names."""
     found = {}
@@ -322,7 +360,7 @@ def _groups(
         parts = [
             one.at(inside[start : start + len(one.labels)]) for one, start in zip(mine, starts, strict=False)
         ]
-        found[group] = model_score(group, parts, threshold)
+        found[group] = model_score(group, parts, measures)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -76,9 +77,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Metric = Literal["auc", "average_precision", "f1", "log_loss", "brier", "ece", "value"]
 """Metrics of a binary classifier that gates, goals and triggers may name."""
 
-HIGHER_IS_BETTER: frozenset[str] = frozenset(
-    {"auc", "f1", "average_precision", "accuracy", "macro_f1", "auc_one_vs_rest", "value", "rank_correlation"}
+LOWER_IS_BETTER: frozenset[str] = frozenset(
+    {
+        *("log_loss", "brier", "ece", "capped_log_loss", "adjusted_log_loss"),
+        *("rmse", "mae", "quantile_loss", "root_squared_error", "absolute_error", "squared_error"),
+    }
 )
+"""Metrics and statistics of blocks that are losses. All others are better when higher, a user's own too."""
 
 
 def outside(metric: Metric, bound: float) -> str:
@@ -93,3 +98,14 @@ def values_of(metric: Metric) -> str:
     if metric == "value":
         return "any number"
     return "0 and above" if metric == "log_loss" else "0 to 1"
+
+
+def did_you_mean(found: Any, known: Sequence[str]) -> str:
+    """A hint at the name that was meant, or at all that there are."""
+    close = difflib.get_close_matches(str(found), known, n=1)
+    return f"did you mean {close[0]!r}?" if close else one_of(known)
+
+
+def one_of(known: Sequence[str]) -> str:
+    """All names that there are."""
+    return f"one of {', '.join(known)}" if len(known) > 1 else "".join(known)

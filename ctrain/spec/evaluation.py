@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from ctrain.spec.base import (
-    HIGHER_IS_BETTER,
+    LOWER_IS_BETTER,
     ColumnName,
+    ImportPath,
     Metric,
     Share,
     Spec,
+    did_you_mean,
     fault,
     faults,
     outside,
@@ -20,31 +22,14 @@ from ctrain.spec.base import (
     values_of,
 )
 
-GateMetric = Literal[
-    "quality",
-    "auc",
-    "f1",
-    "log_loss",
-    "brier",
-    "ece",
-    "average_precision",
-    "accuracy",
-    "macro_f1",
-    "auc_one_vs_rest",
-    "value",
-    "rmse",
-    "mae",
-    "quantile_loss",
-    "latency_p50",
-    "latency_p99",
-    "size",
-]
-"""What a criterion may name. `quality` is the combined evidence of all statistics of a block; latency
-(seconds for one request) and size (bytes of the weights) are the version's own."""
+_OF_THE_VERSION = ("latency_p50", "latency_p99", "size")
+GATE_METRICS = (*get_args(Metric), "quality", *_OF_THE_VERSION)
+"""What a criterion may name beside the user's own metrics. `quality` is the combined evidence of all
+statistics of a block; latency (seconds for one request) and size (bytes of the weights) are the version's
+own; `value` needs `costs`."""
 
 _BOUNDS = ("at_least", "at_most", "no_harm", "better")
-_BY_SEGMENT = ("auc", "log_loss", "brier", "accuracy", "value")
-_OF_THE_VERSION = ("latency_p50", "latency_p99", "size")
+_BY_SEGMENT = ("auc", "log_loss", "brier", "value")
 _SIZE = re.compile(r"^\s*([0-9]*\.?[0-9]+)\s*(B|KB|MB|GB)\s*$")
 _BYTES = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9}
 
@@ -75,7 +60,7 @@ class GateCriterion(Spec):
     that spoiled labels do is ruled out.
     """
 
-    metric: GateMetric
+    metric: str
     at_least: float | None = None
     at_most: float | None = None
     no_harm: Margin | None = None
@@ -135,7 +120,7 @@ class GateCriterion(Spec):
             wrong = "" if rule == "at_most" else f"{rule} is no bound on {self.metric}"
             wrong = wrong or ("no segment has a " + self.metric if self.segments else "")
             return [("", wrong, "at_most")] if wrong else []
-        higher = self.metric in HIGHER_IS_BETTER
+        higher = self.metric not in LOWER_IS_BETTER
         if rule == ("at_most" if higher else "at_least"):
             better = "higher" if higher else "lower"
             hint = "at_least" if higher else "at_most"
@@ -151,7 +136,18 @@ class GateCriterion(Spec):
             metric: Any = self.metric
             problem = outside(metric, bound)
             return [(rule, problem, values_of(metric))] if problem else []
-        return [] if bound >= 0 else [(rule, f"{bound:g} is no value of {self.metric}", "0 and above")]
+        if self.metric in _OF_THE_VERSION and bound < 0:
+            return [(rule, f"{bound:g} is no value of {self.metric}", "0 and above")]
+        return []
+
+
+class Costs(Spec):
+    """What one decision is worth, in the business's unit; costs are negative."""
+
+    true_positive: float = 0.0
+    false_positive: float = 0.0
+    false_negative: float = 0.0
+    true_negative: float = 0.0
 
 
 class Evaluation(Spec):
@@ -181,5 +177,29 @@ class Evaluation(Spec):
     refuse_leaks: bool = True
     """Whether a feature that seems to know the label refuses the candidate; else it is only told."""
 
+    costs: Costs | None = None
+    """Gives the metric `value`: the mean value of a row at the threshold."""
+
+    metrics: dict[str, ImportPath] = Field(default_factory=dict)
+    """The user's own metrics by name: functions `(labels, probabilities) -> float`, higher is better."""
+
     gate: tuple[GateCriterion, ...] = Field((GateCriterion(metric="auc", no_harm=0.02),), min_length=1)
     """All must accept; without a criterion every candidate would meet traffic."""
+
+    @model_validator(mode="after")
+    def _known_metrics(self) -> Evaluation:
+        known = (*GATE_METRICS, *self.metrics)
+        problems = [
+            (f"metrics.{name}", "is the name of a metric that there is already", "another name")
+            for name in self.metrics
+            if name in GATE_METRICS
+        ]
+        for number, rule in enumerate(self.gate):
+            if rule.metric not in known:
+                hint = did_you_mean(rule.metric, known)
+                problems.append((f"gate.{number}", f"unknown metric {rule.metric!r}", hint))
+            if rule.metric == "value" and self.costs is None:
+                problems.append((f"gate.{number}", "value needs costs", "evaluation.costs"))
+        if problems:
+            raise faults(problems)
+        return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
 from ctrain.errors import Fault, SpecError
-from ctrain.spec.base import Spec
+from ctrain.spec.base import Spec, did_you_mean, one_of
 from ctrain.spec.pipeline import PipelineSpec
 
 _MESSAGES = {
@@ -155,17 +154,17 @@ def _fault(detail: ErrorDetails) -> Fault:
     if kind == "missing":
         return Fault(where, "is required")
     if kind == "extra_forbidden":
-        return Fault(where, "unknown field", _did_you_mean(path[-1], _fields(part)))
+        return Fault(where, "unknown field", did_you_mean(path[-1], _fields(part)))
     if kind == "literal_error":
         # said of the whole that has the field: `evaluation.gate.0  unknown metric 'acu'`
         owner, field = (path[:-2], "key") if path[-1] == "[key]" else (path[:-1], path[-1])
-        hint = _did_you_mean(found, _quoted(context["expected"]))
+        hint = did_you_mean(found, _quoted(context["expected"]))
         return Fault(".".join(owner), f"unknown {field} {_short(found)}", hint)
     if kind == "union_tag_invalid":
-        hint = _did_you_mean(context["tag"], _quoted(context["expected_tags"]))
+        hint = did_you_mean(context["tag"], _quoted(context["expected_tags"]))
         return Fault(where, f"unknown type {_short(context['tag'])}", hint)
     if kind == "union_tag_not_found":
-        return Fault(where, "type is required", _one_of(list(_members(part))))
+        return Fault(where, "type is required", one_of(list(_members(part))))
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return Fault(where, f"expected a mapping, found {_short(found)}", ", ".join(_fields(part)))
     if kind in _MESSAGES:
@@ -221,12 +220,3 @@ def _quoted(text: str) -> list[str]:
 
 def _short(value: Any) -> str:
     return reprlib.repr(value)
-
-
-def _did_you_mean(found: Any, known: list[str]) -> str:
-    close = difflib.get_close_matches(str(found), known, n=1)
-    return f"did you mean {close[0]!r}?" if close else _one_of(known)
-
-
-def _one_of(known: list[str]) -> str:
-    return f"one of {', '.join(known)}" if len(known) > 1 else "".join(known)

@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ctrain.evaluation.compare import compare, recorded_pair
 from ctrain.evaluation.evidence import (
-    HIGHER_IS_BETTER,
     LOOKS,
     BlockTest,
     Scales,
@@ -27,6 +26,7 @@ from ctrain.evaluation.evidence import (
 )
 from ctrain.evaluation.gate import decide_gate
 from ctrain.records import BlockScore, GateEvidence, ModelScore, OutputDifference, RecordedPair
+from ctrain.spec.base import LOWER_IS_BETTER
 from ctrain.spec.evaluation import Evaluation, GateCriterion
 
 CHOSEN_ON = ("flights", "hotel")
@@ -146,7 +146,7 @@ def _harms(
     table: Tables, one: str, two: str, names: tuple[str, ...], models: slice = slice(None)
 ) -> npt.NDArray[np.float64]:
     """Harm of a candidate, shape [S, K]."""
-    sign = np.array([-1.0 if name in HIGHER_IS_BETTER else 1.0 for name in names])
+    sign = np.array([1.0 if name in LOWER_IS_BETTER else -1.0 for name in names])
     difference = table[one][models].mean(axis=0) - table[two][models].mean(axis=0)
     return np.asarray(sign[:, None] * difference)
 

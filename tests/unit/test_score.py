@@ -221,3 +221,33 @@ def test_latency_is_timed_where_a_criterion_asks_for_it(root: Root) -> None:
     found = gathered(root, candidate, gate=[{"metric": "latency_p99", "at_most": "1s"}])
     assert 0 < found.latency["p50"] <= found.latency["p99"]
     assert found.size == candidate.served.size
+
+
+def profit(labels, probabilities):
+    return float(labels[probabilities >= 0.5].sum())
+
+
+def broken(labels, probabilities):
+    raise RuntimeError("no price list")
+
+
+def test_a_cost_matrix_and_the_users_metrics_are_scored_like_the_others(root: Root) -> None:
+    asked = spec(
+        evaluation={
+            "blocks": 2,
+            "costs": {"true_positive": 5, "false_positive": -1},
+            "metrics": {"profit": f"{__name__}:profit", "broken": f"{__name__}:broken"},
+            "gate": [
+                {"metric": "value", "at_least": 2.0},
+                {"metric": "profit", "at_least": 30},
+                {"metric": "broken", "at_least": 0},
+            ],
+        }
+    )
+    candidate = version(root, 5.0)
+    request = EvaluationRequest("k", "p", str(root.path), asked.to_json(), candidate.id, "")
+    value, own, failed, *_ = evaluate(request).criteria
+    assert (value.value, value.verdict) == (2.5, "accept")  # half of the rows are positive
+    assert (own.value, own.verdict) == (40.0, "accept")
+    assert failed.verdict == "not_enough_evidence"
+    assert "no price list" in failed.reason

@@ -482,3 +482,32 @@ def test_a_fault_of_yaml_names_its_line(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         load(tmp_path, "pipeline: p\nowner: [a\nlabel: b\n")
     assert caught.value.faults[0].where == "line 3"
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "where", "problem"),
+    [
+        ({"gate": [{"metric": "value", "at_least": 1}]}, "evaluation.gate.0", "value needs costs"),
+        ({"gate": [{"metric": "profit", "at_least": 1}]}, "evaluation.gate.0", "unknown metric 'profit'"),
+        (
+            {"metrics": {"auc": "m:f"}},
+            "evaluation.metrics.auc",
+            "is the name of a metric that there is already",
+        ),
+        (
+            {"metrics": {"profit": "m:f"}, "gate": [{"metric": "profit", "at_most": 1}]},
+            "evaluation.gate.0",
+            "at_most asks for a bad profit: higher is better",
+        ),
+    ],
+)
+def test_costs_and_the_users_metrics_must_fit_the_gate(
+    evaluation: dict[str, Any], where: str, problem: str
+) -> None:
+    found = [(where, problem) for where, problem, _ in faults(raw(evaluation=evaluation))]
+    assert (where, problem) in found
+
+
+def test_a_users_metric_may_be_named_by_the_gate() -> None:
+    evaluation = {"metrics": {"profit": "m:f"}, "gate": [{"metric": "profit", "no_harm": 0.1}]}
+    assert parse_spec(raw(evaluation=evaluation)).evaluation.gate[0].metric == "profit"

@@ -31,7 +31,7 @@ def said(**rule: object) -> str:
          "[carrier=UA, carrier=AA]"),
         ({"metric": "auc", "no_harm": 0.1, "between": ["a=1", "a=2"]}, "between no_harm does not bound a "
          "difference at_most"),
-        ({"metric": "rmse", "at_most": -1}, "at_most -1 is no value of rmse 0 and above"),
+        ({"metric": "latency_p99", "at_most": -1}, "at_most -1 is no value of latency_p99 0 and above"),
     ],
 )  # fmt: skip
 def test_a_criterion_that_can_decide_nothing_is_refused(rule, words: str) -> None:

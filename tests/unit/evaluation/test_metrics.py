@@ -29,7 +29,7 @@ from ctrain.evaluation.metrics import (
 from ctrain.evaluation.multiclass import score_multiclass
 from ctrain.evaluation.regression import score_regression
 from ctrain.evaluation.user_metrics import load_user_metric, score_user_metrics
-from ctrain.spec.base import HIGHER_IS_BETTER
+from ctrain.spec.base import LOWER_IS_BETTER
 
 COSTS = CostMatrix(true_positive=5.0, false_positive=-1.0, false_negative=-8.0, true_negative=0.25)
 
@@ -246,7 +246,7 @@ def test_a_user_metric_is_imported_by_its_path(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_catalogue_agrees_with_the_spec_on_which_way_is_better() -> None:
-    assert {name for name in BINARY if higher_is_better(name)} == HIGHER_IS_BETTER & set(BINARY)
+    assert {name for name in BINARY if not higher_is_better(name)} == LOWER_IS_BETTER & set(BINARY)
     assert CATALOGUE["value"].needs == ("decisions", "costs")
 
 
