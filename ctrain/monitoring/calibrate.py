@@ -187,7 +187,7 @@ def reaches(residuals_NK: Floats, spans_K: Floats, chances_K: Floats) -> tuple[F
     seen = -ndtri(1.0 / (np.maximum(independent, 2.0) + 1.0))
     top = np.maximum(far[0], 1.0)
     heavier = np.clip(top / seen / np.maximum(tenth, LEAST_TENTH), 1.0, HEAVIEST)
-    stretch = -ndtri(chances_K) / seen * heavier
+    stretch = -ndtri(chances_K) / seen * heavier**2
     return np.where(enough, top * stretch, np.inf), stretch
 
 

@@ -40,7 +40,7 @@ ROUNDING = 1e-9
 HEADROOM = 10.0
 """A detector alone may reach so many times what drift needs; more would only delay recovery."""
 
-AT_ONCE, PLAIN = 0.5, 0.7
+AT_ONCE, PLAIN = 0.2, 0.95
 """Of the budget, the part for drift that one window shows; of that, the part of means and scales."""
 
 _EVIDENCE = ("last", "log_m", "effect")

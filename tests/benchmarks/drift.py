@@ -33,7 +33,7 @@ PAST = 504
 """Windows of calibration of the simulated streams: three weeks of hours."""
 
 BUDGET = 1000.0
-LIMIT = 400
+LIMIT = 300
 """Checks after which an onset counts as missed."""
 
 BEFORE = 100
