@@ -850,7 +850,8 @@ class Diagnosis:
     action: DiagnosisAction
     kind: str = ""
     """Of data quality: missing, stuck, new_category, range, refused; of noise: symmetric, lost_positive,
-    lost_negative; of a covariate shift: harmful, harmless; of skew: code. Empty elsewhere."""
+    lost_negative; of a covariate shift: harmful, harmless; of skew: code; of none: aged, where the
+    champion has long been behind a model of recent windows. Empty elsewhere."""
     subjects: tuple[str, ...] = ()
     """Features at fault, or the segment (`carrier=UA`), the worst first."""
     way: str = ""

@@ -20,6 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import numpy as np
+
 from ctrain.monitoring.diagnosis import diagnose
 from ctrain.records import Diagnosis
 from tests.datasets import NAMES
@@ -63,6 +65,18 @@ def held_out(name: str) -> list[int]:
     return numbers[len(numbers) // 2 :] if name in HELD_OUT else numbers
 
 
+def nature_broke(made: Case) -> bool:
+    """Whether the stream itself changed with this window, whatever was injected: told before any fault.
+
+    Its mean label lies outside the range of the past windows' by more than half of that range, so that
+    "none" is hardly the truth of it.
+    """
+    means = [float(np.nanmean(frame.labels)) for frame in made.past if frame.labels is not None]
+    assert made.window.labels is not None
+    now, room = float(np.nanmean(made.window.labels)), (max(means) - min(means)) / 2
+    return not min(means) - room <= now <= max(means) + room
+
+
 def is_right(fault: str, made: Case, found: Diagnosis) -> bool:
     """Whether the verdict is declared right, with the feature or segment where the fault has one."""
     if found.verdict not in RIGHT[fault][0]:
@@ -100,13 +114,14 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="Found unknown categories")
     cases = 2 if asked.short else asked.cases
     matrix: dict[str, dict[str, Counter[str]]] = {}
-    outcomes: list[tuple[str, str, bool, bool]] = []
+    outcomes: list[tuple[str, str, bool, bool, bool]] = []
     slowest, spent = 0.0, 0.0
     for name in asked.sets.split(","):
         numbers = held_out(name)
         matrix[name] = {fault: Counter() for fault in FAULTS}
         for turn in range(cases):
             index = numbers[(turn * 7 + asked.seed) % len(numbers)]
+            broke = nature_broke(case(name, "none", index, 0))
             for fault in FAULTS:
                 made = case(name, fault, index, 1000 * asked.seed + turn)
                 start = time.process_time()
@@ -116,7 +131,7 @@ def main() -> None:
                 right = is_right(fault, made, found)
                 wrong = found.action in ACTIVE and found.action not in RIGHT[fault][1]
                 matrix[name][fault][found.verdict + ("" if right else " ✗") + (" !" if wrong else "")] += 1
-                outcomes.append((name, fault, right, wrong))
+                outcomes.append((name, fault, right, wrong, broke))
                 if not right:
                     reason = f"{found.verdict}/{found.action}: {found.reason}"
                     print(f"  {name} {index} {fault} [{made.note[:50]!r}]: {reason}", flush=True)
@@ -125,7 +140,7 @@ def main() -> None:
 
 def _report(
     matrix: dict[str, dict[str, Counter[str]]],
-    outcomes: list[tuple[str, str, bool, bool]],
+    outcomes: list[tuple[str, str, bool, bool, bool]],
     slowest: float,
     mean: float,
     cases: int,
@@ -145,6 +160,9 @@ def _report(
     summary = {
         "right": _share([o[2] for o in outcomes]),
         "wrong_action": _share([o[3] for o in outcomes]),
+        "right_where_nature_held": _share([o[2] for o in outcomes if not o[4]]),
+        "wrong_action_where_nature_held": _share([o[3] for o in outcomes if not o[4]]),
+        "cases_where_nature_broke": {name: sum(o[4] for o in outcomes if o[0] == name) for name in names},
         "right_by_set": by_set,
         "wrong_action_by_set": wrong_by_set,
         "right_by_fault": by_fault,

@@ -123,9 +123,9 @@ def watch(
                     f"{cause.segment} {cause.feature} {cause.what} {cause.direction}".strip() if cause else ""
                 )
                 found = judge(name, frames, block, seed)
+                verdict = f"{found.verdict} {found.kind}".strip()
                 print(
-                    f"{name} block {block} {kind} [{words}] {found.verdict}, {found.action}: {found.reason}",
-                    flush=True,
+                    f"{name} {block} {kind} [{words}] {verdict}, {found.action}: {found.reason}", flush=True
                 )
                 alarms.append(Alarm(kind, block, words, found))
     return sorted(alarms, key=lambda one: one.block)
@@ -178,7 +178,7 @@ def draw(name: str, losses: npt.NDArray[np.float64], alarms: list[Alarm], folder
     top = float(high.max())
     for number, one in enumerate(alarms):
         axes.axvline(one.block, color=KINDS[one.kind], alpha=0.8, lw=1)
-        text = f"{one.diagnosis.verdict} ({one.cause})"
+        text = f"{one.diagnosis.verdict} {one.diagnosis.kind} ({one.cause})"
         axes.text(one.block, top * (1.0 - 0.05 * (number % 10)), text, fontsize=7, color=KINDS[one.kind])
     for kind, color in KINDS.items():
         axes.plot([], [], color=color, label=f"alarm: {kind}")
@@ -187,7 +187,7 @@ def draw(name: str, losses: npt.NDArray[np.float64], alarms: list[Alarm], folder
         list(ticks), [str(data.time[data.rows(b, b + 1).start])[:10] for b in ticks], rotation=30, fontsize=8
     )
     axes.set_title(f"{name}: a static model's matured loss by windows of {size} blocks")
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=6, fontsize=8)
     axes.set_ylim(min(0.9 * float(low.min()), float(low.min())), top * 1.03)
     figure.tight_layout()
     figure.savefig(folder / f"{name}.png", dpi=90)

@@ -21,6 +21,7 @@ BINS = 24
 """Bins of a feature; one more holds missing values, and one what the past never had."""
 MISSING, OTHER = BINS, BINS + 1
 SEVERAL = 3
+"""Distinct values, and new ones among them, without which a number's new values tell nothing."""
 NEAR = 0.25
 """Part of the earlier range by which seasons and growth may widen it: what lies so near it is no fault."""
 
@@ -38,7 +39,7 @@ class Inputs:
     """Share of missing values."""
     novel: Floats
     """Share of rows whose value no earlier window had. A number just outside their range does not count, nor
-    do one or two new ones inside it (an index that is published once a month)."""
+    does a number that hardly changes within a window (a month, an index that is published once a month)."""
     beyond: Floats
     """Share of rows far outside the range of all earlier windows; 0 for text."""
     run: Floats
@@ -81,8 +82,9 @@ def read_inputs(windows: Sequence[Frame]) -> Inputs:
         fresh[~absent] = first[place] == number[~absent]
         if not text[column]:
             outside, far = _outside(values, absent, starts)
-            several = np.bincount(first, minlength=len(windows))[number] >= SEVERAL
-            # no season moves most values out of all that was, unless it is the number of a month
+            several = (np.bincount(first, minlength=len(windows)) >= SEVERAL)[number]
+            several &= bool(np.median(_distinct(full, starts)[:-1]) >= SEVERAL)
+            # no season moves most values out of all that was, unless it is the number of a month itself
             far |= outside & several & (_share(outside & ~absent, number, starts)[number] > 0.5)
             fresh &= several & ~outside | far
             beyond[:, column] = _share(far, number, starts)
@@ -115,6 +117,12 @@ def _share(flags: npt.NDArray[np.bool_], number: npt.NDArray[Any], starts: npt.N
     counts = np.bincount(number, weights=flags, minlength=len(starts) - 1)
     shares: Floats = counts / np.maximum(np.diff(starts), 1)
     return shares
+
+
+def _distinct(places: npt.NDArray[Any], starts: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Number of distinct present values of each window."""
+    found = [np.count_nonzero(np.bincount(places[a:b] + 1)[1:]) for a, b in pairwise(starts)]
+    return np.array(found, np.int64)
 
 
 def _outside(

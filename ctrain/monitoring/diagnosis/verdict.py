@@ -46,6 +46,8 @@ NOISE_EFFECT = 1.0
 LOCAL, MAJORITY = 0.25, 0.6
 """Of a local change: what the rest of the rows loses at most, of the segment's loss a row; the segment's
 least part of the whole loss."""
+AGED_EFFECT, AGED_WINDOWS = 0.1, 3
+"""How far a champion is behind a model of the windows before, and in how many in a row, to be called aged."""
 AUDIT = 300
 
 ACTIONS: dict[DiagnosisVerdict, DiagnosisAction] = {
@@ -333,10 +335,36 @@ def _moved(case: _Case, shift: Shift, relation: Relation, enough: bool) -> Diagn
 
 def _nothing(case: _Case, relation: Relation, enough: bool) -> Diagnosis:
     if enough:
-        return case.conclude("none", "Nothing lies beyond what this stream showed before")
+        return _aged(case, relation) or case.conclude(
+            "none", "Nothing lies beyond what this stream showed before"
+        )
     return case.conclude(
         "unknown", "The inputs are as usual; the relation cannot be judged",
         would_decide=_labels_needed(case, relation),
+    )  # fmt: skip
+
+
+def _aged(case: _Case, relation: Relation) -> Diagnosis | None:
+    """No news in this window, but a champion that models of the windows before have beaten for long."""
+    series = relation.values["champion"]
+    behind = float(series[-AGED_WINDOWS:].min())
+    if behind < AGED_EFFECT:
+        return None
+    text = f"the champion's loss was at least {behind:.2f} above that of a model of the windows before"
+    evidence = DiagnosisEvidence(
+        "champion",
+        "",
+        float(series[-1]),
+        float(np.median(series[:-1])),
+        AGED_EFFECT,
+        len(series) - 1,
+        True,
+        text,
+    )
+    case.evidence.append(evidence)
+    return case.conclude(
+        "none", f"Nothing new in this window, but for {AGED_WINDOWS} windows {text}", kind="aged",
+        way="a retraining is due in any case, and its gate decides",
     )  # fmt: skip
 
 

@@ -174,6 +174,13 @@ def test_a_change_that_came_and_went_before_is_no_reason_to_act() -> None:
     assert judge(frames).verdict in ("season", "none")
 
 
+def test_a_champion_that_has_long_been_behind_is_called_aged_without_an_alarm() -> None:
+    frames = [replace(frame, scores=np.full(ROWS, 0.5)) for frame in stream(2)]
+    found = judge(frames)
+    assert (found.verdict, found.kind, found.action) == ("none", "aged", "none")
+    assert judge(stream(2)).kind == ""
+
+
 def test_events_decide_before_statistics() -> None:
     *past, window = stream(13)
     broken = [*past, changed(window, price=np.full(ROWS, np.nan))]
