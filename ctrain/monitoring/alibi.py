@@ -103,7 +103,8 @@ class AlibiDetector:
 
 def _there(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     numbers = values.astype(np.float64)
-    return numbers[np.isfinite(numbers)]
+    there: npt.NDArray[np.float64] = numbers[np.isfinite(numbers)]
+    return there
 
 
 @contextlib.contextmanager

@@ -15,21 +15,20 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "unit" / "monitoring")]
 
-import datasets
-import numpy as np
-from drift_peers import Bonferroni, MmdOnline, Quantile, Reference, River, RollingAverage, river_makers
-from streams import CHANGES, Stream, begun, columns
+import datasets  # noqa: E402
+import numpy as np  # noqa: E402
+from drift_peers import Bonferroni, MmdOnline, Quantile, Reference, River, RollingAverage, river_makers  # noqa: E402
+from streams import CHANGES, Stream, begun, columns  # noqa: E402
 
-from ctrain.monitoring.drift import DriftMonitor
-from ctrain.monitoring.summary import Layout, Summary, as_column, summarise
-from ctrain.spec.monitoring import Drift
+from ctrain.monitoring.drift import DriftMonitor  # noqa: E402
+from ctrain.monitoring.summary import Layout, Summary, as_column, summarise  # noqa: E402
+from ctrain.spec.monitoring import Drift  # noqa: E402
 
 PAST = 504
 """Windows of calibration of the simulated streams: three weeks of hours."""
