@@ -147,7 +147,7 @@ def peers(reference: Reference, windows: list[tuple[str, Any, Any]], features: i
 
 
 def watched(seed: int, settings: dict[str, Any], checks: int, kind: str | None) -> dict[str, Any]:
-    """Statistics of all peers, and the monitor's alarms, on one stream; drift begins after `BEFORE` checks."""
+    """What all peers and the monitor said on one stream; drift begins after `BEFORE` checks."""
     stream = Stream(seed, **settings)
     past = [stream.step() for _ in range(PAST)]
     reference = Reference(past)
@@ -254,8 +254,8 @@ def delay_table(
     }
     print(f"\ndelays on '{name}': median checks over {streams} streams, {LIMIT} is never")
     print(
-        f"  false alarms of ctrain: {ours} in {total} checks; peers tuned to {allowed['equal']} (and, in brackets, "
-        f"to the budget's {allowed['budget']}) on the same streams"
+        f"  false alarms of ctrain: {ours} in {total} checks; peers tuned to {allowed['equal']} "
+        f"(and, in brackets, to the budget's {allowed['budget']}) on the same streams"
     )
     print(f"  {'':26}" + "".join(f"{kind:>16}" for kind in CHANGES))
     medians: dict[str, dict[str, float]] = {method: {} for method in ("ctrain", *names)}

@@ -1,13 +1,14 @@
 """One window of a million rows and 100 columns: ctrain's summary and tests, alibi-detect, and Evidently.
 
-All compare the window with a reference of 100,000 rows that they have already taken in where they can: ctrain
+All compare the window with a reference of 100,000 rows that they have taken in before where they can: ctrain
 has its layout and profile, alibi-detect its fitted `TabularDrift`; Evidently has no such step and gets both
-tables in memory. All give a statistic for each column: ctrain Kolmogorov-Smirnov or total variation, population
-stability and Jensen-Shannon, moments and missing rates; alibi-detect Kolmogorov-Smirnov and chi-square; Evidently
-its preset. alibi-detect gets float32 and categories already coded, which is not counted; ctrain gets text.
+tables in memory. All give a statistic for each column: ctrain Kolmogorov-Smirnov, population stability and
+Jensen-Shannon from bins, moments and missing rates, and the monitor's verdict; alibi-detect Kolmogorov-Smirnov
+and chi-square; Evidently its preset. alibi-detect gets float32 and categories already coded, which is not
+counted; ctrain gets text.
 
-Evidently may need an environment of its own: `--evidently-python` is its interpreter. Seconds of CPU are those
-of all threads and children; they are what the ratios are taken of, beside wall time.
+Evidently may need an environment of its own: `--evidently-python` is its interpreter. Seconds of CPU are
+those of all threads and children; they are what the ratios are taken of, beside wall time.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -148,7 +150,7 @@ def main() -> None:
     runs = sorted((ours(reference, window) for _ in range(asked.repeats)), key=lambda run: run[1])
     found = {"ctrain": runs[len(runs) // 2], "alibi-detect": alibi_detect(reference, window)}
     probe = [asked.evidently_python, "-W", "ignore", "-c", "import evidently"]
-    if subprocess.run(probe, capture_output=True).returncode == 0:
+    if shutil.which(probe[0]) and subprocess.run(probe, capture_output=True).returncode == 0:
         found["Evidently"] = evidently(asked.evidently_python, reference, window)
     else:
         print("Evidently: skipped, it is not installed for this interpreter (--evidently-python)")
