@@ -103,8 +103,8 @@ class AlibiDetector:
 
 def _there(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     numbers = values.astype(np.float64)
-    found: npt.NDArray[np.float64] = numbers[np.isfinite(numbers)]
-    return found
+    there: npt.NDArray[np.float64] = numbers[np.isfinite(numbers)]
+    return there
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ FEWEST_AT_ONCE = 20.0
 """Independent windows below which nothing is drift at once."""
 
 LEAST_TENTH, HEAVIEST = 0.3, 3.0
-"""Bounds on the scale at a tail's tenth, in units of noise, and on how much heavier the tail may be."""
+"""Least scale at a tail's tenth, in units of noise; how much heavier than it the tail is at most."""
 
 FEWEST = 40
 """Windows below which nothing is judged."""

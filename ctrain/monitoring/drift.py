@@ -210,23 +210,25 @@ class DriftMonitor:
         self._effect = FADING * self._effect + (1 - FADING) * np.nan_to_num(moved)
         p = p_values(calibration, residuals, self._down)
         self._log_m = accumulate(self._log_m, p, calibration.spans_K, self._cap)
-        worth = self._worth(self._effect, which)
-        at_once = both_ways(residuals, self._down) > calibration.reach_K
-        at_once &= self._worth(np.nan_to_num(moved), which)
-        enough = np.log(self.threshold / self._weights) + ROUNDING
+        running, now = self._effects(self._effect, which), self._effects(np.nan_to_num(moved), which)
+        beyond = np.nan_to_num(both_ways(residuals, self._down) / calibration.reach_K) - 1.0
+        at_once = (beyond > 0) & self._worth(now)
+        enough = np.minimum(
+            np.log(self.threshold / self._weights) + ROUNDING + np.maximum(beyond, 0), self._cap
+        )
         self._log_m = np.where(at_once, np.maximum(self._log_m, enough), self._log_m)
-        evidence = np.exp(self._log_m).mean(axis=0) * self._weights * (worth | at_once)
+        evidence = np.exp(self._log_m).mean(axis=0) * self._weights * (at_once | self._worth(running))
+        effects = np.where(at_once, now, running)
         self.checks += 1
         total = float(evidence.sum())
         state, reason = self._next(total)
-        report = self._report(state, summary, total, reason, self._causes(evidence, which))
+        report = self._report(state, summary, total, reason, self._causes(evidence, effects, which))
         self._wait(_Waiting(context, summary.values, residuals, self.state == "drift"))
         return report
 
-    def _worth(self, shift_D: Floats, which: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    def _worth(self, effects_K: Floats) -> npt.NDArray[np.bool_]:
         """Which scores show an effect that is worth an alarm; a statistic without a unit does."""
-        effect = self._effects(shift_D, which)
-        worth: npt.NDArray[np.bool_] = np.isnan(effect) | (effect >= self.spec.min_effect)
+        worth: npt.NDArray[np.bool_] = np.isnan(effects_K) | (effects_K >= self.spec.min_effect)
         return worth
 
     def _effects(self, shift_D: Floats, which: npt.NDArray[np.int64]) -> Floats:
@@ -264,11 +266,12 @@ class DriftMonitor:
         if self._calibration is not None and not np.isnan(ripe.residuals).all():
             self._calibration = self._calibration.add(ripe.residuals, self._down)
 
-    def _causes(self, evidence: Floats, which: npt.NDArray[np.int64]) -> tuple[DriftCause, ...]:
+    def _causes(
+        self, evidence: Floats, effects: Floats, which: npt.NDArray[np.int64]
+    ) -> tuple[DriftCause, ...]:
         total = float(evidence.sum())
         if total < 1.0:
             return ()
-        effects = self._effects(self._effect, which)
         return tuple(
             self._cause(int(k), float(effects[k]), float(evidence[k] / total), which)
             for k in np.argsort(-evidence)[:3]

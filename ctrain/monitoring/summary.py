@@ -12,6 +12,7 @@ them from lists with None.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,12 @@ SEGMENTS = 100
 
 CLIP = 8.0
 """Standard deviations from the reference's mean at which a value is cut, so that one alone is no mean."""
+
+PIECE = 16384
+"""Rows counted at a time."""
+
+CELLS_A_DEVIATION = 256
+"""Of the grid by which bins are found."""
 
 OTHER = "other"
 
@@ -324,12 +331,19 @@ def _code(known: tuple[str, ...], values: npt.NDArray[Any]) -> npt.NDArray[np.in
     hashed = _hash(values)
     if not known:
         return np.where(hashed == 0, -1, 0)
-    wanted = _hash(np.array(known, dtype=np.str_))
-    order = np.argsort(wanted)
-    place = np.minimum(np.searchsorted(wanted[order], hashed), len(known) - 1)
-    codes = np.where(wanted[order][place] == hashed, order[place], len(known))
+    wanted, order = _hashes(known)
+    place = np.minimum(np.searchsorted(wanted, hashed), len(known) - 1)
+    codes = np.where(wanted[place] == hashed, order[place], len(known))
     codes[hashed == 0] = -1
     return codes
+
+
+@functools.lru_cache(maxsize=2000)
+def _hashes(known: tuple[str, ...]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+    """Hashes of known values in their order, and the place of each in `known`."""
+    wanted = _hash(np.array(known, dtype=np.str_))
+    order = np.argsort(wanted)
+    return wanted[order], order
 
 
 def _segment_codes(layout: Layout, segments: Columns, parts: Parts) -> list[npt.NDArray[np.int64]]:
@@ -366,25 +380,71 @@ def _count(
     parts: Parts,
     codes: list[npt.NDArray[np.int64]],
 ) -> None:
-    """Add one column to the counts."""
-    if feature.is_number:
-        numbers = values.astype(np.float64, copy=False)
-        there = np.isfinite(numbers)
-        everything = bool(there.all())
-        kept = numbers if everything else numbers[there]
-        bins = np.searchsorted(feature.edges, kept)
-        standard = np.clip(kept, feature.center - CLIP * feature.scale, feature.center + CLIP * feature.scale)
-        standard -= feature.center
-        standard /= feature.scale
-    else:
-        code = _code(feature.values, values)
+    """Add one column to the counts, piece by piece so that a piece stays in the processor's cache."""
+    binned = _bin_numbers if feature.is_number else _bin_categories
+    for start in range(0, len(values), PIECE):
+        piece = slice(start, start + PIECE)
+        bins, standard, there = binned(feature, values[piece])
+        parts.bins_FB[index] += np.bincount(bins, minlength=BINS)
+        parts.sums_F2[index] += standard.sum(), np.dot(standard, standard)
+        for code in codes:
+            inside = np.bincount(code[piece] if there is None else code[piece][there], weights=standard)
+            parts.sums_SF[: len(inside), index] += inside
+    parts.missing_F[index] = len(values) - parts.bins_FB[index].sum()
+
+
+Binned = tuple[npt.NDArray[np.int64], Floats, npt.NDArray[np.bool_] | None]
+"""Bins and standardised values of what is there, and where that is; None for everywhere."""
+
+
+def _bin_numbers(feature: Feature, values: npt.NDArray[Any]) -> Binned:
+    kept = values.astype(np.float64, copy=False)
+    there = None
+    if not np.isfinite(np.dot(kept, kept)):  # cheaper than looking at each; large values only cost the look
+        there = np.isfinite(kept)
+        kept = kept[there]
+    reach = CLIP * feature.scale
+    standard = np.clip(kept, feature.center - reach, feature.center + reach)
+    standard -= feature.center
+    standard /= feature.scale
+    cells = _cells(feature)
+    if cells is None:
+        return np.searchsorted(feature.edges, kept), standard, there
+    below, edge = cells
+    cell = _cell(standard)
+    bins = below[cell]
+    bins += kept > edge[cell]
+    return bins, standard, there
+
+
+def _bin_categories(feature: Feature, values: npt.NDArray[Any]) -> Binned:
+    code = _code(feature.values, values)
+    there = None
+    if code.min() < 0:
         there = code >= 0
-        everything = bool(there.all())
-        bins = code if everything else code[there]
-        standard = (bins - feature.center) / feature.scale
-    parts.bins_FB[index] = np.bincount(bins, minlength=BINS)
-    parts.missing_F[index] = len(values) - len(bins)
-    parts.sums_F2[index] = standard.sum(), np.dot(standard, standard)
-    for code in codes:
-        inside = np.bincount(code if everything else code[there], weights=standard)
-        parts.sums_SF[: len(inside), index] += inside
+        code = code[there]
+    return code, (code - feature.center) / feature.scale, there
+
+
+def _cell(standard: Floats) -> npt.NDArray[np.int64]:
+    cell: npt.NDArray[np.int64] = ((standard + CLIP) * CELLS_A_DEVIATION).astype(np.int64)
+    return cell
+
+
+@functools.lru_cache(maxsize=2000)
+def _cells(feature: Feature) -> tuple[npt.NDArray[np.int64], Floats] | None:
+    """Edges below each cell of a fine even grid, and the one inside it: a bin is found without a search.
+
+    The bins are exactly those of the search: cells grow with the values, so that all edges of lower cells are
+    below a value, and the one of its own cell is compared. None if two edges share a cell.
+    """
+    edges = np.array(feature.edges)
+    reach = CLIP * feature.scale
+    clipped = np.clip(edges, feature.center - reach, feature.center + reach)
+    cell = _cell((clipped - feature.center) / feature.scale)
+    if len(np.unique(cell)) < len(cell):
+        return None
+    size = int(2 * CLIP * CELLS_A_DEVIATION) + 1
+    edge = np.full(size, np.inf)
+    edge[cell] = edges
+    return np.searchsorted(cell, np.arange(size)), edge

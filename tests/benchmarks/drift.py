@@ -18,16 +18,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.extend(str(Path(__file__).resolve().parents[1] / part) for part in ("..", "", "unit/monitoring"))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "unit" / "monitoring")]
 
-import datasets
-import numpy as np
-from drift_peers import Bonferroni, MmdOnline, Quantile, Reference, River, RollingAverage, river_makers
-from streams import CHANGES, Stream, begun, columns
+import datasets  # noqa: E402
+import numpy as np  # noqa: E402
+from drift_peers import Bonferroni, MmdOnline, Quantile, Reference, River, RollingAverage, river_makers  # noqa: E402
+from streams import CHANGES, Stream, begun, columns  # noqa: E402
 
-from ctrain.monitoring.drift import DriftMonitor
-from ctrain.monitoring.summary import Layout, Summary, as_column, summarise
-from ctrain.spec.monitoring import Drift
+from ctrain.monitoring.drift import DriftMonitor  # noqa: E402
+from ctrain.monitoring.summary import Layout, Summary, as_column, summarise  # noqa: E402
+from ctrain.spec.monitoring import Drift  # noqa: E402
 
 PAST = 504
 """Windows of calibration of the simulated streams: three weeks of hours."""
@@ -146,7 +147,7 @@ def peers(reference: Reference, windows: list[tuple[str, Any, Any]], features: i
 
 
 def watched(seed: int, settings: dict[str, Any], checks: int, kind: str | None) -> dict[str, Any]:
-    """Statistics of all peers, and the monitor's alarms, on one stream; drift begins after `BEFORE`."""
+    """What all peers and the monitor said on one stream; drift begins after `BEFORE` checks."""
     stream = Stream(seed, **settings)
     past = [stream.step() for _ in range(PAST)]
     reference = Reference(past)
@@ -253,8 +254,8 @@ def delay_table(
     }
     print(f"\ndelays on '{name}': median checks over {streams} streams, {LIMIT} is never")
     print(
-        f"  false alarms of ctrain: {ours} in {total} checks; peers tuned to {allowed['equal']} (in brackets "
-        f"to the budget's {allowed['budget']}) on the same streams"
+        f"  false alarms of ctrain: {ours} in {total} checks; peers tuned to {allowed['equal']} "
+        f"(and, in brackets, to the budget's {allowed['budget']}) on the same streams"
     )
     print(f"  {'':26}" + "".join(f"{kind:>16}" for kind in CHANGES))
     medians: dict[str, dict[str, float]] = {method: {} for method in ("ctrain", *names)}

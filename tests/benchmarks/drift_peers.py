@@ -4,13 +4,13 @@ A peer sees the same windows as the monitor and says one statistic a check, larg
 benchmark tunes the threshold. Peers get what the monitor has, the season: windows are compared with a
 reference of their own hour and weekend, or come with that season's mean taken out.
 
-* Bonferroni: smallest p-value of Kolmogorov-Smirnov tests of all features (0.05 over their number).
-* alibi-detect's MMD online, over a sample of each window's rows.
+* Bonferroni: smallest p-value of Kolmogorov-Smirnov tests of all features, times their number (p < 0.05 is
+  the rule as it is used).
+* alibi-detect's MMD online, over a few rows of each window.
 * River's ADWIN, KSWIN and Page-Hinkley, one for each feature's window mean: what is tuned is their own delta,
   alpha or lambda, by running several. If River is absent they are skipped by name.
-* Modyn's dynamic thresholds: a distance (mean KS distance over features) above a quantile of the last
-  ones, or above the rolling average of the last ones times a factor (Böther et al., Modyn, 2023: described
-  there as quantile and rolling-average decision criteria).
+* Modyn's dynamic thresholds: a distance (mean Kolmogorov-Smirnov distance over features) against a quantile
+  of the last ones, or against the rolling average of the last ones (Böther et al., Modyn, 2023).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class River:
 class MmdOnline:
     """alibi-detect's online MMD on a few rows of each window; the largest statistic among them.
 
-    Made once and reset for each stream: rows come with their season taken out, so all have one reference.
+    Made once and reset for each stream: rows come without their season, so that all have one reference.
     """
 
     _made: Any = None

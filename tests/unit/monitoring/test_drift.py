@@ -53,19 +53,17 @@ def test_drift_is_found_soon_and_named(kind: str, latest: int) -> None:
     report = reports[alarm - 1]
     assert report.state == "drift"
     assert report.evidence >= report.threshold
-    (first, *_) = report.causes
-    assert first.feature in {"x0", "x1", "x2"}
-    assert first.what == ("scale" if kind == "scale" else "mean")
-    assert first.segment == ("g=g1" if kind == "local" else "")
-    assert first.direction == "up"
-    assert first.effect is not None
-    assert first.effect > 0.1
+    wanted = ("scale" if kind == "scale" else "mean", "g=g1" if kind == "local" else "", "up")
+    named = [cause for cause in report.causes if (cause.what, cause.segment, cause.direction) == wanted]
+    assert {cause.feature for cause in named} <= {"x0", "x1", "x2"}
+    assert max(cause.effect or 0.0 for cause in named) > 0.1
+    assert sum(cause.share for cause in report.causes) <= 1 + 1e-9
 
 
 def test_evidence_warns_before_it_alarms_and_recovery_is_said_once() -> None:
     stream = Stream(12)
     monitor = begun(stream)
-    states = [report.state for report in follow(stream, monitor, 12, CHANGES["sudden"])]
+    states = [report.state for report in follow(stream, monitor, 130, CHANGES["gradual"])]
     assert "warning" in states[: states.index("drift")]
     after = follow(stream, monitor, 80)
     assert [report.state for report in after].count("recovered") == 1
@@ -134,7 +132,7 @@ def test_state_is_bounded_whatever_the_streams_length() -> None:
     calibration = monitor._calibration
     assert calibration is not None
     for _ in range(1200 - len(calibration.residuals_NC)):  # as a year would fill it
-        calibration = calibration.add(calibration.residuals_NC[0].astype(float), calibration.tops_K)
+        calibration = calibration.add(calibration.residuals_NC[0].astype(float), monitor._down)
     monitor._calibration = calibration
     _, arrays = monitor.to_state()
     assert len(arrays["waiting_values"]) == QUARANTINE

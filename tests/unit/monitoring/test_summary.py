@@ -124,6 +124,24 @@ def test_jensen_shannon_from_bins_is_at_most_that_of_finer_bins(seed: int, shift
     assert exact - 0.05 <= jensen_shannon(p, q) <= exact + 1e-9
 
 
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, st.sampled_from(["normal", "heavy", "integers", "constant", "narrow"]))
+def test_bins_are_those_of_a_search_among_the_edges(seed: int, kind: str) -> None:
+    random = np.random.default_rng(seed)
+    draws = {
+        "normal": lambda size: random.normal(size=size),
+        "heavy": lambda size: random.standard_cauchy(size) ** 3,
+        "integers": lambda size: random.poisson(3, size).astype(float),
+        "constant": lambda size: np.full(size, 7.0),
+        "narrow": lambda size: 1.4e9 + random.normal(size=size),
+    }
+    layout = Layout.fit({"x": draws[kind](500)})
+    edges = np.array(layout.features[0].edges)
+    window = np.concatenate([draws[kind](300), edges, np.nextafter(edges, np.inf), [-1e308, 1e308, 0.0]])
+    counts = summarise(layout, {"x": window}).parts().bins_FB[0]
+    assert counts.tolist() == np.bincount(np.searchsorted(edges, window), minlength=BINS).tolist()
+
+
 def test_a_layout_and_a_summary_come_back_from_json() -> None:
     layout = Layout.from_json(json.loads(json.dumps(LAYOUT.to_json())))
     assert layout == LAYOUT

@@ -148,11 +148,3 @@ def test_a_challenger_that_fails_three_mirrored_requests_is_stopped_at_once() ->
 def test_counts_of_another_rollout_do_not_matter() -> None:
     other = [ArmCounts("old", 0.25, "challenger", 100, 100, 0)]
     assert analyse("r", "canary", 0.25, SPEC, [other], []).requests == 0
-
-
-def test_counts_and_documents_of_an_earlier_form_are_read_as_ones_without_slow_answers() -> None:
-    old = {"rollout": "r", "split": 0.25, "arm": "champion", "requests": 3, "errors": 1, "slow": 2}
-    counts = from_json(ArmCounts, old)
-    assert (counts.keyed, counts.slow, counts.answered) == (False, (), 0)
-    assert from_json(LiveDocument, {"pipeline": "p", "epoch": 1, "generation": 1, "slow_s": 0.2}).slow_s == ()
-    assert from_json(PairCounts, {"rollout": "r", "pairs": 3, "flipped": 1}).flipped == 1.0
