@@ -17,11 +17,14 @@ from ctrain.monitoring.diagnosis.inputs import Inputs
 
 MARGIN = 2.5
 """Reach beyond which a share counts: a shift of other features moves shares too, but not so far."""
-MISSING_EFFECT, RUN_EFFECT, NEW_EFFECT, FAR_EFFECT, NOVEL_EFFECT = 0.03, 0.1, 0.03, 0.05, 0.25
+MISSING_EFFECT, RUN_EFFECT, NEW_EFFECT, FAR_EFFECT, NOVEL_EFFECT = 0.03, 0.1, 0.03, 0.1, 0.25
 """Least rise of a share worth a quarantine, in shares of rows. New numbers inside the range need many rows:
 weather brings some, a unit changes nearly all."""
 MOSTLY = 0.5
 """Usual share from which such values are the rule, and more of them no fault."""
+STILL = 0.2
+"""Usual longest run, as a share of a window, from which a number stands still for stretches (an index that
+is published once a month): that it repeats, or takes new values, is then no fault."""
 RUN_SURPRISE = 5.0
 """Least surprise of a run, in runs that independent rows would show."""
 
@@ -55,6 +58,8 @@ def broken_features(inputs: Inputs, first: int) -> tuple[Broken, ...]:
             if sign == "new_category" and not inputs.text[column]:
                 continue
             series = values[first:, column]
+            if sign == "range" and _stands_still(inputs, column):
+                continue
             if name in found or series[-1] - np.median(series[:-1]) <= effect:
                 continue
             # where some values are missing anyway, a shift of other features moves that share a little
@@ -72,10 +77,16 @@ def _doubled(series: Floats) -> bool:
     return bool(series[-1] > min(2 * highest, (1 + highest) / 2))
 
 
+def _stands_still(inputs: Inputs, column: int) -> bool:
+    return bool(not inputs.text[column] and np.median(inputs.run[:-1, column]) >= STILL)
+
+
 def _stuck(inputs: Inputs, first: int, known: Container[str]) -> dict[str, Broken]:
     """Features with a run of one value that is longer and less to be expected than any run before."""
     found = {}
     for column, name in enumerate(inputs.names):
+        if _stands_still(inputs, column):
+            continue
         run = compare("stuck", inputs.run[first:, column], 1.0, RUN_EFFECT)
         surprise = compare("surprise", inputs.surprise[first:, column], MARGIN, RUN_SURPRISE)
         if name not in known and run.passed and surprise.passed and _doubled(inputs.run[first:, column]):

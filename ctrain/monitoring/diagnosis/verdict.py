@@ -39,7 +39,7 @@ GAIN_EFFECT, EXCESS_EFFECT = 0.05, 0.05
 """Least change of a loss, of what a new relation saves, and of what a new level saves, in shares of the
 labels' variance."""
 GAIN_MARGIN, EXCESS_MARGIN, SKILL_MARGIN, NOISE_MARGIN, VERSION_MARGIN = 1.5, 2.2, 1.3, 1.5, 2.0
-VERSION_EFFECT, VERSION_BLOCKS, VERSION_ERRORS = 0.1, 5, 2.0
+VERSION_EFFECT, VERSION_BLOCKS, VERSION_ERRORS = 0.1, 5, 2.5
 """Least paired loss of a bad version; blocks of the window that must agree; standard errors over them."""
 NOISE_EFFECT = 1.0
 """Log-likelihood a hundred rows, or hundredths of the rows, from which labels look flipped."""
@@ -49,6 +49,8 @@ least part of the whole loss."""
 AGED_EFFECT, AGED_WINDOWS = 0.1, 3
 """How far a champion is behind a model of the windows before, and in how many in a row, to be called aged."""
 AUDIT = 300
+
+FLIPS = ("symmetric", "lost_positive", "lost_negative")
 
 ACTIONS: dict[DiagnosisVerdict, DiagnosisAction] = {
     "none": "none", "season": "wait", "data_quality": "quarantine", "upstream_schema": "quarantine",
@@ -257,7 +259,7 @@ def _changed(case: _Case, relation: Relation, shift: Shift) -> Diagnosis | None:
     if order.passed and order.value < -LOSS_EFFECT < LOSS_EFFECT < order.usual:
         case.evidence.append(order.evidence("what the former relation ranks high is low now"))
         return case.conclude("concept", "The relation is turned round as a whole", way="newest slices")
-    noise = {name: float(values[name][-1]) for name in ("symmetric", "lost_positive", "lost_negative")}
+    noise = {name: float(values[name][-1]) for name in FLIPS}
     kind = max(noise, key=lambda name: noise[name])
     flips = compare(kind, values[kind], NOISE_MARGIN, NOISE_EFFECT)
     if not (excess.passed or flips.passed):
@@ -324,6 +326,7 @@ def _moved(case: _Case, shift: Shift, relation: Relation, enough: bool) -> Diagn
     if case.events.traffic_mix:
         return case.conclude("traffic_mix", f"{names[0]} moved, and a change of mix is known", subjects=names)
     costs = enough and compare("excess", relation.values["excess"], EXCESS_MARGIN, EXCESS_EFFECT).passed
+    costs = costs and max(float(relation.values[kind][-1]) for kind in FLIPS) < NOISE_EFFECT
     holds = "the relation holds" if enough else "the relation cannot be judged yet"
     return case.conclude(
         "covariate_shift", f"{names[0]} moved further than ever before, and {holds}", subjects=names,
