@@ -46,7 +46,8 @@ from ctrain.spec.base import LOWER_IS_BETTER
 from ctrain.spec.triggers import DriftTrigger, NewData, Performance, Schedule
 
 TRAINS = ("retrain", "recalibrate")
-"""Actions of a diagnosis that a run serves: fresh weights are calibrated anew as well."""
+"""Actions of a diagnosis that a run serves: fresh weights are calibrated anew as well. So does a champion that
+a model of recent windows has long beaten (`aged`), although nothing is wrong with the stream."""
 INGEST_ATTEMPTS = 3
 INGEST_BATCH = 200
 """Partitions landed in one pass over the source."""
@@ -308,7 +309,8 @@ def _(observation: Windowed, state: State, now: float) -> Decision:
                 events.extend(_want(state, "performance", reason))
         if isinstance(trigger, DriftTrigger) and report.diagnosis is not None:
             rested = state.run is None and now - state.run_at >= trigger.cooldown
-            if rested and report.diagnosis.action in TRAINS:
+            aged = report.diagnosis.kind == "aged"
+            if rested and (aged or report.diagnosis.action in TRAINS):
                 events.extend(_want(state, "drift", diagnosis_in_words(report.diagnosis)))
     return _events(*events)
 

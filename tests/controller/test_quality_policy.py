@@ -179,6 +179,12 @@ def test_drift_that_training_helps_starts_a_run_and_says_why(tmp_path: Path) -> 
     assert (wanted[-1]["trigger"], wanted[-1]["reason"]) == ("drift", "concept: concept was found; retrain")
 
 
+def test_a_champion_that_has_aged_is_trained_anew_though_nothing_is_wrong(tmp_path: Path) -> None:
+    bench = watching(tmp_path)
+    close_window(bench, diagnosed("none", "none", kind="aged"))
+    bench.until(lambda: bench.kinds().count("run_started") == 2)
+
+
 @pytest.mark.parametrize(
     ("verdict", "action"),
     [("season", "wait"), ("unknown", "escalate"), ("none", "none"), ("serving_skew", "escalate")],

@@ -3,7 +3,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from ctrain.records import ArmCounts, LiveDocument, PairCounts, from_json
+from ctrain.records import ArmCounts, PairCounts
 from ctrain.rollout import analyse
 from ctrain.rollout.evidence import log_above
 from ctrain.spec.rollout import Canary
