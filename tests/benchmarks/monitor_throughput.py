@@ -4,8 +4,8 @@ All compare the window with a reference of 100,000 rows that they have taken in 
 has its layout and profile, alibi-detect its fitted `TabularDrift`; Evidently has no such step and gets both
 tables in memory. All give a statistic for each column: ctrain Kolmogorov-Smirnov, population stability and
 Jensen-Shannon from bins, moments and missing rates, and the monitor's verdict; alibi-detect its
-Kolmogorov-Smirnov and chi-square; Evidently its preset. alibi-detect gets float32 and categories already coded, which is not
-counted; ctrain gets text.
+Kolmogorov-Smirnov and chi-square; Evidently its preset. alibi-detect gets float32 and categories already
+coded, which is not counted; ctrain gets text.
 
 Evidently may need an environment of its own: `--evidently-python` is its interpreter. Seconds of CPU are
 those of all threads and children; they are what the ratios are taken of, beside wall time.
