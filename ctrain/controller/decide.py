@@ -46,8 +46,8 @@ from ctrain.spec.base import LOWER_IS_BETTER
 from ctrain.spec.triggers import DriftTrigger, NewData, Performance, Schedule
 
 TRAINS = ("retrain", "recalibrate")
-"""Actions of a diagnosis that a run serves: fresh weights are calibrated anew as well. It serves a champion too
-that a model of recent windows has long beaten (`aged`), although nothing is wrong with the stream."""
+"""Actions of a diagnosis that a run serves: fresh weights are calibrated anew as well. It also serves a
+champion that a model of recent windows has long beaten (`aged`), though nothing is wrong with the stream."""
 INGEST_ATTEMPTS = 3
 INGEST_BATCH = 200
 """Partitions landed in one pass over the source."""
