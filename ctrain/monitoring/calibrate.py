@@ -3,9 +3,12 @@
 Takes shifts of past windows, each against a profile of the other ones, and learns: how much the stream's own
 days add to sampling noise; how a score follows from its last four values; and the residuals that are
 left. A new window's p-value is the rank of its residual among them: no normality, no independence between
-features, no table of critical values.
+features, no table of critical values. Beyond all that was seen, means and scales of whole windows, and those
+alone, are extrapolated by a tail that is fitted to the stream.
 
-All of it is cross-fitted over contiguous folds, so that the past is judged as the future will be.
+All of it is cross-fitted over contiguous folds, so that the past is judged as the future will be. That the
+budget of false alarms holds is shown by simulation (`tests/benchmarks/drift.py`); ranks against one shared
+past make it no theorem.
 """
 
 from __future__ import annotations
@@ -15,11 +18,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 from scipy.stats import rankdata
 
 from ctrain.monitoring.evidence import log_e_values
-from ctrain.monitoring.profile import Entry, shifts, sizes
+from ctrain.monitoring.profile import Entry, kinds, shifts, sizes
 from ctrain.monitoring.summary import Floats, Layout
 
 LAGS = 4
@@ -33,10 +36,11 @@ KEPT = 1000
 SEEN = 4000
 
 LEAST_P = 0.005
-"""One extreme window, a storm, never alarms alone."""
+"""Least p-value of a rank: by its rank alone one extreme window, a storm, is no alarm."""
 
-CHANCE = 1.0
-"""Standard errors by which dependence must exceed what independent windows show by chance."""
+CLEAR = 2.5
+"""Standard errors by which the dependence of a `plain` score must exceed what independent windows show.
+Distances, shares and the like cluster in ways that an autoregression leaves in: theirs always counts."""
 
 LEAST_NOISE = 0.01
 """Standard deviations of the reference below which a move is none, however exact the windows are."""
@@ -47,8 +51,18 @@ TIE = 0.05
 FEWEST_AT_ONCE = 20.0
 """Independent windows below which nothing is drift at once."""
 
-LEAST_TENTH, HEAVIEST = 0.3, 3.0
-"""Least scale at a tail's tenth, in units of noise; how much heavier than it the tail is at most."""
+BEYOND, FAR_BEYOND = 1.2, 3.0
+"""Times the farthest residual ever seen that a score must go to be drift at once: `plain` ones, and others,
+whose tails are no normal's."""
+
+LEAST_TAIL_P = 1e-4
+"""Least p-value that the extrapolated tail of a `plain` score gives."""
+
+FARTHEST = 5
+"""Windows that a tail's scale is read from."""
+
+LEAST_SCALE, HEAVIEST = 0.3, 3.0
+"""Least scale of a tail, in units of noise; how much heavier than at its tenth it is at most."""
 
 FEWEST = 40
 """Windows below which nothing is judged."""
@@ -70,15 +84,15 @@ class Calibration:
     """Residuals of at most `KEPT` windows, an even sample of the stream's past."""
     windows: int
     """Windows that they stand for."""
+    tail_K: Floats
+    """Standard deviation of the normal whose tail each residual's is like, upwards and then downwards."""
     reach_K: Floats
-    """How far each residual may go, upwards and then downwards, before it is drift at once."""
-    stretch_K: Floats
-    """How much farther than the farthest one of the past that is."""
+    """How far each may go before it is drift at once."""
 
-    def add(self, residuals: Floats, down: npt.NDArray[np.bool_]) -> Calibration:
+    def add(self, layout: Layout, residuals: Floats) -> Calibration:
         """With one more window; beyond `KEPT` it takes the place of another one."""
-        reach = np.fmax(self.reach_K, both_ways(residuals, down) * self.stretch_K)
-        return replace(self, reach_K=reach)._sampled(residuals.astype(np.float32))
+        farther = both_ways(residuals, tails(layout)) * _beyond(layout)
+        return replace(self, reach_K=np.fmax(self.reach_K, farther))._sampled(residuals.astype(np.float32))
 
     def _sampled(self, new: npt.NDArray[np.float32]) -> Calibration:
         windows = self.windows + 1
@@ -97,6 +111,24 @@ def tails(layout: Layout) -> npt.NDArray[np.bool_]:
     """Which scores are watched downwards too; all are watched upwards."""
     f, s, x = len(layout.features), len(layout.segment_names), len(layout.statistics)
     return np.concatenate([np.ones(2 * f), np.zeros(f), np.ones(f + s), np.zeros(2 * s + x)]).astype(bool)
+
+
+def plain(layout: Layout) -> npt.NDArray[np.bool_]:
+    """Which scores, upwards and then downwards, are means and scales of numbers with more than a few values.
+
+    Over the rows of a window these become normal soon, so that their tails can be extrapolated.
+    """
+    many, down = layout.is_spread, tails(layout)
+    is_plain = np.concatenate([many, many, np.zeros(len(down) - 2 * len(many), dtype=bool)])
+    return np.concatenate([is_plain, is_plain[down]])
+
+
+def there(layout: Layout) -> npt.NDArray[np.bool_]:
+    """Which scores, upwards and then downwards, there are at all: not every feature has every kind."""
+    f, s, x, down = len(layout.features), len(layout.segment_names), len(layout.statistics), tails(layout)
+    local = (layout.has_mean & ~layout.own_SF).any(axis=1)
+    found = np.concatenate([*kinds(layout), np.ones(f + s, dtype=bool), local, local, np.ones(x, dtype=bool)])
+    return np.concatenate([found, found[down]])
 
 
 def scores(
@@ -165,30 +197,37 @@ def calibrate(layout: Layout, contexts: Sequence[str], windows_NP: Floats, chanc
     weights, residuals = _autoregression(z, fold)
     kept = np.sort(np.random.default_rng(0).permutation(len(residuals))[:KEPT])
     down = tails(layout)
-    span = spans(residuals, down)
-    reach, stretch = reaches(both_ways(residuals, down), span, chances_K)
+    span = spans(layout, residuals)
+    tail = tail_scales(both_ways(residuals, down), span)
+    farthest = np.fmax.reduce(both_ways(residuals, down), axis=0, initial=0.0)
+    reach = np.maximum(-ndtri(chances_K) * tail, farthest * _beyond(layout))
     sample = residuals[kept].astype(np.float32)
-    return Calibration(center, between, weights, span, sample, len(residuals), reach, stretch)
+    return Calibration(center, between, weights, span, sample, len(residuals), tail, reach)
 
 
-def reaches(residuals_NK: Floats, spans_K: Floats, chances_K: Floats) -> tuple[Floats, Floats]:
-    """How far residuals go with the given chances, and how much that is beyond the farthest one seen.
+def tail_scales(residuals_NK: Floats, spans_K: Floats) -> Floats:
+    """Standard deviation of the normal whose tail each residual's is like, from its five farthest windows.
 
-    By the farthest of so many independent windows, as if the tail were a normal's from there on; a tail that
-    is already heavier there than at its tenth is taken to become so again. Infinite where too few are known.
+    They count as those of so many independent windows, and for no less than the usual deviation. A tail that
+    is already heavier there than at its tenth, beyond what chance makes, is taken to become so three times
+    more on the way to where no window has been. Infinite where too few windows are known.
     """
     counted = (~np.isnan(residuals_NK)).sum(axis=0)
     independent = counted / spans_K
     enough = (counted >= FEWEST) & (independent >= FEWEST_AT_ONCE)
-    filled = np.where(enough, residuals_NK, 0.0)
-    there = np.where(np.isnan(filled), -np.inf, filled)
-    far = np.sort(there, axis=0)[::-1]
+    known = np.where(enough, residuals_NK, 0.0)
+    far = np.sort(np.where(np.isnan(known), -np.inf, known), axis=0)[::-1]
     tenth = np.take_along_axis(far, (counted // 10)[None], axis=0)[0] / ndtri(0.9)
-    seen = -ndtri(1.0 / (np.maximum(independent, 2.0) + 1.0))
-    top = np.maximum(far[0], 1.0)
-    heavier = np.clip(top / seen / np.maximum(tenth, LEAST_TENTH), 1.0, HEAVIEST)
-    stretch = -ndtri(chances_K) / seen * heavier**2
-    return np.where(enough, top * stretch, np.inf), stretch
+    seen = -ndtri(np.arange(1, FARTHEST + 1)[:, None] / (np.maximum(independent, FEWEST_AT_ONCE) + 1.0))
+    usual = np.sqrt(np.where(np.isnan(known), 0.0, known**2).sum(axis=0) / np.maximum(counted, 1))
+    scale = np.maximum(np.maximum((far[:FARTHEST] / seen).mean(axis=0), usual), LEAST_SCALE)
+    by_chance = 1.0 + 2.0 / np.sqrt(np.maximum(independent, FEWEST_AT_ONCE))
+    heavier = np.clip(scale / np.maximum(tenth, LEAST_SCALE) / by_chance, 1.0, HEAVIEST)
+    return np.where(enough, scale * heavier**3, np.inf)
+
+
+def _beyond(layout: Layout) -> Floats:
+    return np.where(plain(layout), BEYOND, FAR_BEYOND)
 
 
 def both_ways(scores_NC: Floats, down: npt.NDArray[np.bool_]) -> Floats:
@@ -226,7 +265,7 @@ def _autoregression(z_NC: Floats, fold: npt.NDArray[np.int64]) -> tuple[Floats, 
     return weights.T, residuals
 
 
-def spans(residuals_NC: Floats, down: npt.NDArray[np.bool_]) -> Floats:
+def spans(layout: Layout, residuals_NC: Floats) -> Floats:
     """Windows over which each score depends on itself: integrated autocorrelation, 1 and above.
 
     Of its evidence, which storms bring in rows, or of its rank, which slow waves do: the larger one. From
@@ -234,19 +273,23 @@ def spans(residuals_NC: Floats, down: npt.NDArray[np.bool_]) -> Floats:
     chance alone may show is taken off, so that independent windows give about 1.
 
     Args:
+        layout: Of the summaries.
         residuals_NC: Residuals of past windows, oldest first.
-        down: Scores that are watched downwards too; their spans come last.
+
+    Returns:
+        Spans of scores upwards and then downwards.
     """
+    down, clear_K = tails(layout), np.where(plain(layout), CLEAR, 0.0)
     there = ~np.isnan(residuals_NC)
     ranks = rankdata(residuals_NC, axis=0, nan_policy="omit")
     counted = there.sum(axis=0)
     p = np.hstack([counted + 1 - ranks, ranks[:, down]]) / (np.concatenate([counted, counted[down]]) + 1)
     there = np.hstack([there, there[:, down]])
     evidence = np.exp(log_e_values(np.maximum(p, LEAST_P))).mean(axis=0)
-    return np.maximum(_span(evidence, there), _span(p, there))
+    return np.maximum(_span(evidence, there, clear_K), _span(p, there, clear_K))
 
 
-def _span(values_NK: Floats, there_NK: npt.NDArray[np.bool_]) -> Floats:
+def _span(values_NK: Floats, there_NK: npt.NDArray[np.bool_], clear_K: Floats) -> Floats:
     """Integrated autocorrelation of each column, of the values that are there."""
     count = len(values_NK)
     counted = np.maximum(there_NK.sum(axis=0), 1)
@@ -260,29 +303,32 @@ def _span(values_NK: Floats, there_NK: npt.NDArray[np.bool_]) -> Floats:
         counts = np.add.reduceat(there_NK.astype(np.float64), starts, axis=0)
         blocks = counts.sum(axis=0) ** 2 / np.maximum((counts**2).sum(axis=0), 1.0)
         ratio = (sums**2).sum(axis=0) / total
-        span = np.maximum(span, ratio / (1.0 + CHANCE * np.sqrt(2.0 / np.maximum(blocks, 1.0))))
+        error = np.sqrt(2.0 / np.maximum(blocks, 1.0))
+        span = np.maximum(span, np.where(ratio > 1.0 + clear_K * error, ratio / (1.0 + error), 1.0))
         size = size + 1 if size < 8 else int(size * 1.5)
     return span
 
 
-def p_values(calibration: Calibration, residuals: Floats, down: npt.NDArray[np.bool_]) -> Floats:
+def p_values(layout: Layout, calibration: Calibration, residuals: Floats) -> Floats:
     """Rank of each residual among the stream's own: upwards for all scores, then downwards for some.
 
     NaN, from too few rows, stays NaN. None is below `LEAST_P`, nor below what so few independent windows
-    can show.
+    can show, but for `plain` scores, of which the tail is extrapolated, to `LEAST_TAIL_P`.
     """
-    kept = calibration.residuals_NC
-    there = ~np.isnan(kept)
-    counted = there.sum(axis=0)
-    values = residuals.astype(np.float32)
+    down = tails(layout)
+    kept, values = calibration.residuals_NC, residuals.astype(np.float32)
+    counted = (~np.isnan(kept)).sum(axis=0)
     above = (kept >= values - np.float32(TIE)).sum(axis=0)
     below = (kept <= values + np.float32(TIE)).sum(axis=0)[down]
-    ranks = np.concatenate([(1.0 + above) / (counted + 1.0), (1.0 + below) / (counted[down] + 1.0)])
-    counted = np.concatenate([counted, counted[down]])
     stood_for = counted * min(calibration.windows, SEEN) / len(kept)
+    stood_for = np.concatenate([stood_for, stood_for[down]])
+    counted = np.concatenate([counted, counted[down]])
     independent = np.maximum(stood_for / calibration.spans_K, 1.0)
-    least = np.maximum(LEAST_P, 1.0 / (independent + 1.0))
-    silent = np.isnan(np.concatenate([values, values[down]])) | (counted < FEWEST)
+    ranks = (1.0 + np.concatenate([above, below])) / (counted + 1.0)
     # A share of so many independent windows is only known within its standard error.
     ranks = np.minimum(ranks + np.sqrt(ranks * (1.0 - ranks) / independent), 1.0)
-    return np.where(silent, np.nan, np.maximum(ranks, least))
+    p = np.maximum(ranks, np.maximum(LEAST_P, 1.0 / (independent + 1.0)))
+    both = both_ways(residuals, down)
+    tail = np.maximum(ndtr(-both / calibration.tail_K), LEAST_TAIL_P)
+    p = np.where(plain(layout), np.fmin(p, np.where(tail < LEAST_P, tail, 1.0)), p)
+    return np.where(np.isnan(both) | (counted < FEWEST), np.nan, p)

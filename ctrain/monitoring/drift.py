@@ -2,7 +2,8 @@
 
 One monitor watches one kind of drift of one stream: inputs, answers, or losses that have matured; the
 mechanism is the same. A window is compared with the profile of its season, its shifts become p-values by the
-calibration, and these become evidence that accumulates. What a monitor knows is bounded by its layout.
+calibration, and these become evidence that accumulates. A shift far beyond what the stream's own tail allows
+is drift at once, within a part of the same budget. What a monitor knows is bounded by its layout.
 
 A window enters the profile only after a quarantine, and never if there was drift in it, so that a slow drift
 does not become its own reference. Its scores enter the calibration in any case: a calibration without the
@@ -19,7 +20,17 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ctrain.monitoring.calibrate import LAGS, Calibration, both_ways, calibrate, p_values, scores, tails
+from ctrain.monitoring.calibrate import (
+    LAGS,
+    Calibration,
+    both_ways,
+    calibrate,
+    p_values,
+    plain,
+    scores,
+    tails,
+    there,
+)
 from ctrain.monitoring.evidence import BETS, accumulate
 from ctrain.monitoring.profile import Entry, Profile, extended, shifts, sizes
 from ctrain.monitoring.summary import Floats, Layout, Summary
@@ -29,8 +40,9 @@ from ctrain.spec.monitoring import Drift
 QUARANTINE = 48
 """Windows before one enters the profile."""
 
-GLOBAL, LOCAL, STATISTICS = 0.6, 0.4, 0.25
-"""How evidence is weighed: features, segments, chosen statistics; scaled to sum to 1."""
+WEIGHTS = (0.4, 0.15, 0.05, 0.1, 0.05, 0.25, 0.25)
+"""How evidence is weighed: means, scales, shapes, missing values; shares of segments, means inside them;
+chosen statistics. Scaled to sum to 1 over those that there are."""
 
 FADING = 0.8
 """Of the running mean of shifts that the effect is read from: about five windows."""
@@ -51,8 +63,8 @@ _CALIBRATION = (
     "weights_LC",
     "spans_K",
     "residuals_NC",
+    "tail_K",
     "reach_K",
-    "stretch_K",
 )
 
 WHATS: tuple[Literal["mean", "scale", "shape", "missing", "share"], ...] = (
@@ -81,7 +93,9 @@ class DriftMonitor:
         self.layout, self.spec, self.threshold = layout, spec, threshold
         self._down = tails(layout)
         self._weights = _weights(layout, self._down)
-        self._cap = np.log(HEADROOM * threshold / self._weights)
+        with np.errstate(divide="ignore"):  # of a score that is not there nothing is ever enough
+            self._enough = np.log(threshold / self._weights)
+        self._cap = self._enough + np.log(HEADROOM)
         self._past: list[tuple[str, Floats]] = []
         self._profile = Profile()
         self._calibration: Calibration | None = None
@@ -194,7 +208,7 @@ class DriftMonitor:
         self._past = []
         contexts = [context for context, _ in past]
         windows = [extended(self.layout, values) for _, values in past]
-        chances = AT_ONCE * _plain_weights(self.layout, self._down) / self.threshold
+        chances = AT_ONCE * _shares_at_once(self.layout) / self.threshold
         self._calibration = calibrate(self.layout, contexts, np.array(windows), chances)
         self._profile, self._waiting = Profile(), []
         for context, window in zip(contexts, windows, strict=True):
@@ -208,14 +222,12 @@ class DriftMonitor:
         residuals = z - expected
         self._last = np.vstack([np.nan_to_num(z), self._last[:-1]])
         self._effect = FADING * self._effect + (1 - FADING) * np.nan_to_num(moved)
-        p = p_values(calibration, residuals, self._down)
+        p = p_values(self.layout, calibration, residuals)
         self._log_m = accumulate(self._log_m, p, calibration.spans_K, self._cap)
         running, now = self._effects(self._effect, which), self._effects(np.nan_to_num(moved), which)
         beyond = np.nan_to_num(both_ways(residuals, self._down) / calibration.reach_K) - 1.0
         at_once = (beyond > 0) & self._worth(now)
-        enough = np.minimum(
-            np.log(self.threshold / self._weights) + ROUNDING + np.maximum(beyond, 0), self._cap
-        )
+        enough = np.minimum(self._enough + ROUNDING + np.maximum(beyond, 0), self._cap)
         self._log_m = np.where(at_once, np.maximum(self._log_m, enough), self._log_m)
         evidence = np.exp(self._log_m).mean(axis=0) * self._weights * (at_once | self._worth(running))
         effects = np.where(at_once, now, running)
@@ -251,7 +263,7 @@ class DriftMonitor:
             return "drift", "the evidence is above the threshold" if before != "drift" else "drift goes on"
         if before == "drift":
             self._forget()
-            return "recovered", "the stream is again as it was, or has become used to"
+            return "recovered", "the stream is again as it was, or has become used to it"
         self.state = "warning" if total >= warning else "steady"
         return self.state, "evidence is building" if self.state == "warning" else "no evidence of drift"
 
@@ -264,7 +276,7 @@ class DriftMonitor:
         if not ripe.drift:
             self._profile = self._profile.add(ripe.context, extended(self.layout, ripe.values))
         if self._calibration is not None and not np.isnan(ripe.residuals).all():
-            self._calibration = self._calibration.add(ripe.residuals, self._down)
+            self._calibration = self._calibration.add(self.layout, ripe.residuals)
 
     def _causes(
         self, evidence: Floats, effects: Floats, which: npt.NDArray[np.int64]
@@ -327,17 +339,16 @@ class DriftMonitor:
 def _weights(layout: Layout, down: npt.NDArray[np.bool_]) -> Floats:
     """Share of each score in the evidence, upwards then downwards; they sum to 1."""
     f, s, x = len(layout.features), len(layout.segment_names), len(layout.statistics)
-    group = np.concatenate([np.zeros(4 * f), np.ones(3 * s), np.full(x, 2)]).astype(int)
-    group = np.concatenate([group, group[down]])
-    counts = np.bincount(group, minlength=3)
-    shares = np.where(counts > 0, [GLOBAL, LOCAL, STATISTICS], 0.0)
-    weights: Floats = (shares / shares.sum() / np.maximum(counts, 1))[group]
+    group = np.repeat(np.arange(7), [f, f, f, f, s, 2 * s, x])
+    group, is_there = np.concatenate([group, group[down]]), there(layout)
+    counts = np.bincount(group, is_there, minlength=7)
+    shares = np.where(counts > 0, WEIGHTS, 0.0)
+    weights: Floats = np.where(is_there, (shares / shares.sum() / np.maximum(counts, 1))[group], 0.0)
     return weights
 
 
-def _plain_weights(layout: Layout, down: npt.NDArray[np.bool_]) -> Floats:
-    """Share of each score in the budget for drift that one window shows."""
-    number = np.arange(len(down))
-    plain = np.concatenate([number, number[down]]) < 2 * len(layout.features)
-    weights: Floats = np.where(plain, PLAIN / plain.sum(), (1 - PLAIN) / (~plain).sum())
-    return weights
+def _shares_at_once(layout: Layout) -> Floats:
+    """Share of each score in the budget for drift at once."""
+    is_plain, others = plain(layout), there(layout) & ~plain(layout)
+    shares: Floats = PLAIN * is_plain / max(is_plain.sum(), 1) + (1 - PLAIN) * others / max(others.sum(), 1)
+    return shares

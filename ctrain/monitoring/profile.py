@@ -79,12 +79,13 @@ def extended(layout: Layout, values: Floats) -> Floats:
 def _contrast(layout: Layout, w: Parts) -> tuple[Floats, npt.NDArray[np.bool_]]:
     """Mean inside each segment minus the mean of all other rows, and which segments have enough of both.
 
-    A segment says nothing about the feature that names it, nor where it holds nearly all rows.
+    A segment says nothing about the feature that names it, nor where it holds nearly all rows; nor is there a
+    contrast of what has no mean.
     """
     there = np.minimum(w.rows_S, w.rows - w.rows_S) >= LEAST_ROWS
     inside, rest = (np.where(there, rows, np.nan)[:, None] for rows in (w.rows_S, w.rows - w.rows_S))
     contrast = w.sums_SF / inside - (w.sums_F2[:, 0] - w.sums_SF) / rest
-    contrast[layout.own_SF] = np.nan
+    contrast[layout.own_SF | ~layout.has_mean] = np.nan
     return contrast, there
 
 
@@ -126,6 +127,8 @@ class Shifts:
 def shifts(layout: Layout, window: Floats, entry: Entry) -> Shifts:
     """Shifts of every feature and segment: mean, scale, shape, missing; share; mean inside a segment.
 
+    A feature has those that its values support (`kinds`).
+
     Args:
         layout: Of both.
         window: The window's summary, `extended`.
@@ -157,12 +160,25 @@ def shifts(layout: Layout, window: Floats, entry: Entry) -> Shifts:
     with np.errstate(divide="ignore", invalid="ignore"):
         local = contrast - contrast_q / there_q[:, None]
         local_variance = spread_q * (1.0 / w.rows_S + 1.0 / (w.rows - w.rows_S))[:, None]
-    sizes = [mean - mean_q, scale, distance * DISTANCE_TO_SD, missing[0], share[0]]
+    mean_shift, scale, distance = (
+        np.where(has, shift, np.nan)
+        for has, shift in zip(kinds(layout), (mean - mean_q, scale, distance), strict=True)
+    )
+    sizes = [mean_shift, scale, distance * DISTANCE_TO_SD, missing[0], share[0]]
     variances = [spread_q / n, 0.5 / n, distance_variance * DISTANCE_TO_SD**2, missing[1], share[1]]
     return Shifts(
         np.concatenate([*sizes, local.ravel(), statistics]),
         np.concatenate([*variances, local_variance.ravel(), np.full(len(statistics), 1e-12)]) * known,
     )
+
+
+def kinds(layout: Layout) -> tuple[npt.NDArray[np.bool_], ...]:
+    """Which features have a mean, a scale and a shape, each shape [F].
+
+    A mean is all that a feature of two values has; a shape is all that a category of more has.
+    """
+    shape = layout.is_spread | ~layout.has_mean
+    return layout.has_mean, layout.is_spread, shape
 
 
 def _averaged(layout: Layout, window: Floats) -> tuple[Floats, Floats, Floats, Floats]:

@@ -132,6 +132,19 @@ class Layout:
         return np.array([feature.is_number for feature in self.features], dtype=bool)
 
     @cached_property
+    def is_spread(self) -> npt.NDArray[np.bool_]:
+        """Which features are numbers with more than a few values, so that they have a scale and a shape."""
+        return np.array([len(feature.edges) > 2 for feature in self.features], dtype=bool)
+
+    @cached_property
+    def has_mean(self) -> npt.NDArray[np.bool_]:
+        """Which features have a mean: numbers, and categories of two values (the rarer one's share).
+
+        The numbers of more categories are names; their mean would only say that names were given in an order.
+        """
+        return np.array([f.is_number or len(f.values) <= 2 for f in self.features], dtype=bool)
+
+    @cached_property
     def edges_FE(self) -> Floats:
         """Standardised edges of all features, NaN where a feature has fewer, shape [F, BINS - 1]."""
         edges = np.full((len(self.features), BINS - 1), np.nan)

@@ -3,7 +3,7 @@
 All compare the window with a reference of 100,000 rows that they have taken in before where they can: ctrain
 has its layout and profile, alibi-detect its fitted `TabularDrift`; Evidently has no such step and gets both
 tables in memory. All give a statistic for each column: ctrain Kolmogorov-Smirnov, population stability and
-Jensen-Shannon from bins, moments and missing rates, and the monitor's verdict; alibi-detect its
+Jensen-Shannon from bins, moments and missing rates, and the monitor's verdict; alibi-detect
 Kolmogorov-Smirnov and chi-square; Evidently its preset. alibi-detect gets float32 and categories already
 coded, which is not counted; ctrain gets text.
 

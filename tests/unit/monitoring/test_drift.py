@@ -7,7 +7,7 @@ import pytest
 from streams import CHANGES, Stream, begun, columns, next_summary
 
 from ctrain.monitoring.drift import QUARANTINE, DriftMonitor
-from ctrain.monitoring.profile import CONTEXTS, context_of
+from ctrain.monitoring.profile import CONTEXTS, Entry, context_of, extended, shifts
 from ctrain.monitoring.summary import Layout, Summary, summarise
 from ctrain.records import DriftReport
 from ctrain.spec.monitoring import Drift, Monitoring
@@ -38,8 +38,8 @@ def first_alarm(reports: list[DriftReport]) -> int | None:
     ids=["iid", "seasonal", "autocorrelated", "growing", "many_features"],
 )
 def test_a_stream_without_drift_is_calm(stream: Stream) -> None:
-    monitor = begun(stream)
-    assert not any(report.alarm for report in follow(stream, monitor, 150))
+    alarms = sum(report.alarm for report in follow(stream, begun(stream), 150))
+    assert alarms <= 1  # the budget expects 0.15; two or more come by chance once in a hundred streams
 
 
 @pytest.mark.parametrize(("kind", "latest"), [("sudden", 10), ("local", 8), ("scale", 8), ("gradual", 130)])
@@ -64,7 +64,9 @@ def test_evidence_warns_before_it_alarms_and_recovery_is_said_once() -> None:
     stream = Stream(12)
     monitor = begun(stream)
     states = [report.state for report in follow(stream, monitor, 130, CHANGES["gradual"])]
-    assert "warning" in states[: states.index("drift")]
+    assert states[-1] == "drift"
+    began = len(states) - states[::-1].index("warning")
+    assert set(states[began:]) == {"drift"}
     after = follow(stream, monitor, 80)
     assert [report.state for report in after].count("recovered") == 1
     assert after[-1].state == "steady"
@@ -132,7 +134,7 @@ def test_state_is_bounded_whatever_the_streams_length() -> None:
     calibration = monitor._calibration
     assert calibration is not None
     for _ in range(1200 - len(calibration.residuals_NC)):  # as a year would fill it
-        calibration = calibration.add(calibration.residuals_NC[0].astype(float), monitor._down)
+        calibration = calibration.add(layout, calibration.residuals_NC[0].astype(float))
     monitor._calibration = calibration
     _, arrays = monitor.to_state()
     assert len(arrays["waiting_values"]) == QUARANTINE
@@ -320,6 +322,41 @@ def test_the_budget_is_written_in_checks_or_in_days() -> None:
         Drift.model_validate(Drift.model_validate({"one_false_alarm_in": "60d"}).model_dump()).checks(3600)
         == 1440
     )
+
+
+def test_names_of_categories_are_judged_by_their_shares_and_by_no_mean() -> None:
+    random = np.random.default_rng(6)
+    names, flags = np.array(list("abcdef")), np.array(["no", "yes"])
+
+    def window(chances: Any, flagged: float) -> Summary:
+        drawn = {"name": names[random.choice(6, 300, p=chances)]}
+        drawn["flag"] = flags[(random.random(300) < flagged).astype(int)]
+        return summarise(layout, drawn | {"number": random.normal(size=300)}, {"name": drawn["name"]})
+
+    usual = np.array([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
+    layout = Layout.fit(
+        {
+            "name": np.repeat(names, [400, 250, 150, 100, 60, 40]),
+            "flag": np.repeat(flags, [800, 200]),
+            "number": random.normal(size=1000),
+        },
+        {"name": np.repeat(names, [400, 250, 150, 100, 60, 40])},
+    )
+    past = [("all", window(usual, 0.2)) for _ in range(100)]
+    entry = Entry(np.sum([extended(layout, one.values) for _, one in past], axis=0), 100.0)
+    found = shifts(layout, extended(layout, window(usual, 0.2).values), entry).sizes_D.reshape(-1)
+    mean, scale, shape = ~np.isnan(found[:9].reshape(3, 3))  # of name, flag, number
+    assert mean.tolist() == [False, True, True]
+    assert scale.tolist() == [False, False, True]
+    assert shape.tolist() == [True, False, True]
+    monitor = DriftMonitor.begin(layout, Drift(calibration_windows=100), past)
+    assert not any(monitor.update("all", window(usual, 0.2)).alarm for _ in range(30))
+    for change in ((usual[[1, 0, 2, 3, 4, 5]], 0.2), (usual, 0.4)):
+        fresh = DriftMonitor.begin(layout, Drift(calibration_windows=100), past)
+        reports = [fresh.update("all", window(*change)) for _ in range(10)]
+        named = reports[(first_alarm(reports) or 0) - 1].causes[0]
+        assert first_alarm(reports) is not None
+        assert (named.feature, named.what) in {("name", "shape"), ("", "share"), ("flag", "mean")}
 
 
 def test_a_longer_budget_asks_for_more_evidence() -> None:
