@@ -78,18 +78,25 @@ def block_interval(
 ) -> BlockInterval:
     """Interval of a metric from its rows' influences.
 
+    A block pulls the metric towards itself by its share of the rows, and so hides as much of its own
+    deviation: that is put back, which few blocks and blocks of unlike sizes need.
+
+    Source: Bell and McCaffrey, Bias reduction in standard errors for linear regression with multi-stage
+    samples (2002), the estimator called CR3.
+
     Args:
         value: The metric on all rows.
         influences: Shape [B].
         blocks: Number of each row's block, 0 and above, shape [B].
         confidence: Level of the two-sided t interval.
     """
-    present = np.bincount(blocks) > 0
+    rows = np.bincount(blocks)
+    present = rows > 0
     count = int(present.sum())
     if count < 2:
         return BlockInterval(value, None, None, count)
     sums = np.bincount(blocks, weights=influences)[present]
-    error = float(np.sqrt(count / (count - 1) * np.square(sums - sums.mean()).sum()))
+    error = float(np.sqrt(np.square(sums / (1 - rows[present] / rows.sum())).sum()))
     reach = error * float(stats.t.ppf((1 + confidence) / 2, count - 1))
     return BlockInterval(value, value - reach, value + reach, count)
 
