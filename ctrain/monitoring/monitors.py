@@ -1,7 +1,8 @@
 """The drift monitors of a pipeline: begun at a promotion, updated by each window, kept as bytes in between.
 
 One monitor watches the inputs, one the champion's answers, one its losses on labels that have matured. They
-know the stream's past from landed partitions, cut into pieces as long as a live window is in event time.
+share the spec's budget of false alarms, and know the stream's past from landed partitions, cut into pieces as
+long as a live window is in event time.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class Monitors:
             landed: Gives the champion's landed partitions, oldest first; called three times.
             previous: Monitors of the champion before.
         """
-        wanted, checks = spec.monitoring.drift, spec.monitoring.drift.checks(spec.monitoring.window)
+        wanted = spec.monitoring.drift
+        # The spec's budget is that of all monitors together.
+        checks = len(KINDS) * wanted.checks(spec.monitoring.window)
         span = _span(window.times, spec.monitoring.window)
         reference = joined(list(landed()))
         sample = sample_rows(reference.columns, DETECTOR_ROWS) if wanted.detectors else {}

@@ -73,7 +73,8 @@ class Drift(Spec):
     """Drift of inputs, answers and losses: evidence that accumulates, calibrated on the stream itself."""
 
     one_false_alarm_in: Budget = Checks(checks=1000)
-    """At most one false alarm in so many checks (a number), or in such a span (`60d`)."""
+    """At most one false alarm in so many checks (a number), or in such a span (`60d`), of inputs, answers and
+    losses together."""
 
     min_effect: float = Field(0.1, ge=0)
     """Least shift worth an alarm, in standard deviations of the reference."""
