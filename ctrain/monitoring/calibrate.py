@@ -124,10 +124,14 @@ def plain(layout: Layout) -> npt.NDArray[np.bool_]:
 
 
 def there(layout: Layout) -> npt.NDArray[np.bool_]:
-    """Which scores, upwards and then downwards, there are at all: not every feature has every kind."""
-    f, s, x, down = len(layout.features), len(layout.segment_names), len(layout.statistics), tails(layout)
-    local = (layout.has_mean & ~layout.own_SF).any(axis=1)
-    found = np.concatenate([*kinds(layout), np.ones(f + s, dtype=bool), local, local, np.ones(x, dtype=bool)])
+    """Which scores, upwards and then downwards, there are at all: not every feature has every kind.
+
+    Shares of segments are the inputs' own: beside answers or losses they would be judged a second time.
+    """
+    missing, statistics = np.full(len(layout.features), True), np.full(len(layout.statistics), True)
+    share = np.full(len(layout.segment_names), layout.kind == "data")
+    local, down = (layout.has_mean & ~layout.own_SF).any(axis=1), tails(layout)
+    found = np.concatenate([*kinds(layout), missing, share, local, local, statistics])
     return np.concatenate([found, found[down]])
 
 
