@@ -178,8 +178,10 @@ def draw(name: str, losses: npt.NDArray[np.float64], alarms: list[Alarm], folder
     top = float(high.max())
     for number, one in enumerate(alarms):
         axes.axvline(one.block, color=KINDS[one.kind], alpha=0.8, lw=1)
-        text = f"{one.diagnosis.verdict} {one.diagnosis.kind} ({one.cause})"
-        axes.text(one.block, top * (1.0 - 0.05 * (number % 10)), text, fontsize=7, color=KINDS[one.kind])
+        text = f" {one.diagnosis.verdict} {one.diagnosis.kind} ({one.cause}) "
+        side = "right" if one.block > 0.8 * data.days else "left"
+        height = top * (1.0 - 0.05 * (number % 10))
+        axes.text(one.block, height, text, ha=side, fontsize=7, color=KINDS[one.kind])
     for kind, color in KINDS.items():
         axes.plot([], [], color=color, label=f"alarm: {kind}")
     ticks = range(0, data.days, max(1, data.days // 12))
