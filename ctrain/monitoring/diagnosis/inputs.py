@@ -26,6 +26,25 @@ NEAR = 0.25
 """Part of the earlier range by which seasons and growth may widen it: what lies so near it is no fault."""
 
 
+POWERS = (-3, -2, -1, 1, 2, 3)
+FAR, LIKE = 0.3, 1 / 3
+"""Kolmogorov-Smirnov distance from which numbers may come from another scale; the part of it that is left
+once they are put back."""
+REFERENCE = 4
+"""Windows before the judged one that its scale is compared with."""
+
+
+@dataclass(frozen=True)
+class Power:
+    """A number that comes times a power of ten."""
+
+    exponent: int
+    distance: float
+    """Of its distribution from that of the windows before."""
+    left: float
+    """The same once it is divided by the power."""
+
+
 @dataclass(frozen=True)
 class Inputs:
     """Windows, oldest first and the judged one last, as bins and as statistics over [window, feature]."""
@@ -47,6 +66,10 @@ class Inputs:
     surprise: Floats
     """Of the run that is the least to be expected: its length times -log(usual share of its value), over the
     log of the number of rows; about 1 where rows are independent."""
+    powers: tuple[Power | None, ...]
+    """By which power of ten the judged window's numbers differ from those before it, by feature."""
+    few: npt.NDArray[np.bool_]
+    """Which features are numbers with few values, each of which has a bin, shape [features]."""
     text: npt.NDArray[np.bool_]
     """Which features are text, shape [features]."""
     levels: tuple[tuple[str, ...], ...]
@@ -68,6 +91,8 @@ def read_inputs(windows: Sequence[Frame]) -> Inputs:
     codes = np.zeros((int(starts[-1]), len(names)), np.uint8)
     text = np.zeros(len(names), np.bool_)
     meaning: list[tuple[str, ...]] = []
+    powers: list[Power | None] = []
+    recent = slice(int(starts[max(len(windows) - 1 - REFERENCE, 0)]), int(starts[-2]))
     for column, name in enumerate(names):
         values = _pooled(windows, name)
         text[column] = values.dtype.kind == "U"
@@ -88,6 +113,7 @@ def read_inputs(windows: Sequence[Frame]) -> Inputs:
             far |= outside & several & (_share(outside & ~absent, number, starts)[number] > 0.5)
             fresh &= several & ~outside | far
             beyond[:, column] = _share(far, number, starts)
+        powers.append(None if text[column] else _power(values[starts[-2] :], values[recent]))
         novel[:, column] = _share(fresh, number, starts)
         known = full[: starts[-2]]
         usual = np.bincount(known[known >= 0], minlength=len(levels)) + 0.5
@@ -98,7 +124,10 @@ def read_inputs(windows: Sequence[Frame]) -> Inputs:
         meaning.append(named)
     split = np.split(codes, starts[1:-1])
     shares = np.stack([shares_of(part) for part in split])
-    return Inputs(names, split, shares, missing, novel, beyond, run, surprise, text, tuple(meaning))
+    few = np.array([bool(named) for named in meaning], np.bool_) & ~text
+    return Inputs(
+        names, split, shares, missing, novel, beyond, run, surprise, tuple(powers), few, text, tuple(meaning)
+    )
 
 
 def _pooled(windows: Sequence[Frame], name: str) -> npt.NDArray[Any]:
@@ -140,6 +169,27 @@ def _outside(
         if there.any():
             low, high = min(low, now[there].min()), max(high, now[there].max())
     return outside, far
+
+
+def _power(now: Floats, before: Floats) -> Power | None:
+    """The power of ten that numbers came times of, if dividing by it makes them what they were."""
+    now, before = now[np.isfinite(now)], before[np.isfinite(before)]
+    if not len(now) or not len(before):
+        return None
+    distance = _smirnov(now, before)
+    if distance < FAR:
+        return None
+    left, exponent = min((_smirnov(now / 10.0**power, before), power) for power in POWERS)
+    return Power(exponent, distance, left) if left < LIKE * distance else None
+
+
+def _smirnov(one: Floats, other: Floats) -> float:
+    """Kolmogorov-Smirnov distance; values that differ by rounding alone are the same."""
+    one, other = np.sort(one), np.sort(other)
+    at = np.concatenate([one, other])
+    at = at + 1e-9 * np.abs(at)
+    below = np.searchsorted(one, at, "right") / len(one) - np.searchsorted(other, at, "right") / len(other)
+    return float(np.abs(below).max())
 
 
 def _longest_run(places: npt.NDArray[Any], rarity: Floats) -> tuple[float, float]:

@@ -1,7 +1,8 @@
 """Data quality from the inputs alone: which feature broke, and how.
 
-The order is from the plainest sign to the least: missing values, a value that repeats, levels that were never
-seen, numbers that were never seen or lie outside all earlier ones (another unit or scale).
+The order is from the plainest sign to the least: missing values, a value that repeats, numbers that come
+times a power of ten, levels that were never seen, numbers that were never seen or lie outside all earlier
+ones (another unit).
 """
 
 from __future__ import annotations
@@ -35,8 +36,18 @@ class Broken:
 
     feature: str
     kind: str
-    """`missing`, `stuck`, `new_category` or `range`."""
+    """`missing`, `stuck`, `scale`, `new_category` or `range`."""
     compared: Compared
+    factor: float = 1.0
+    """Of a scale: what the numbers came times."""
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        now, usual = self.compared.value, self.compared.usual
+        if self.kind == "scale":
+            return f"{self.feature}: its numbers come times {self.factor:g}"
+        return f"{self.feature}: {self.kind}, {now:.1%} of the rows, usually {usual:.1%}"
 
 
 def broken_features(inputs: Inputs, first: int) -> tuple[Broken, ...]:
@@ -60,15 +71,28 @@ def broken_features(inputs: Inputs, first: int) -> tuple[Broken, ...]:
             series = values[first:, column]
             if sign == "range" and _stands_still(inputs, column):
                 continue
-            if name in found or series[-1] - np.median(series[:-1]) <= effect:
+            # of numbers with few values, a code that lies far outside is a level that was never seen
+            least = NEW_EFFECT if values is inputs.beyond and inputs.few[column] else effect
+            if name in found or series[-1] - np.median(series[:-1]) <= least:
                 continue
             # where some values are missing anyway, a shift of other features moves that share a little
-            compared = compare(sign, series, MARGIN, effect)
+            compared = compare(sign, series, MARGIN, least)
             if compared.usual < MOSTLY and _doubled(series) and (compared.passed or compared.limit >= 1):
                 found[name] = Broken(name, sign, compared)
         if sign == "missing":
             found |= _stuck(inputs, first, found)
+            found |= _scaled(inputs, found)
     return tuple(sorted(found.values(), key=lambda b: b.compared.usual - b.compared.value))
+
+
+def _scaled(inputs: Inputs, known: Container[str]) -> dict[str, Broken]:
+    """Features whose numbers come times a power of ten: no stream grows by one from window to window."""
+    found = {}
+    for name, power in zip(inputs.names, inputs.powers, strict=True):
+        if power is not None and name not in known:
+            compared = Compared("scale", power.distance, power.left, power.distance, 0, True)
+            found[name] = Broken(name, "scale", compared, 10.0**power.exponent)
+    return found
 
 
 def _doubled(series: Floats) -> bool:

@@ -1,11 +1,11 @@
 """Statistics of the relation between inputs and labels, window by window.
 
 A small boosted model is fitted on the windows before each window: the relation *as it was*. On the window
-itself it is corrected twice, both cross-fitted over contiguous folds: linearly (recalibration), and by a
-ridge regression whose coefficients differ by feature and bin (a changed relation, wherever it changed).
-What the first repairs is calibration, what only the second repairs is concept drift, and what neither
-repairs is noise or a harder period. The model knows nothing of the champion, so the champion's own loss on
-the same rows tells a bad version from a changed world.
+itself it is corrected twice, both cross-fitted: linearly (recalibration), and by a ridge regression whose
+coefficients differ by bin, of all features or of the one that repairs most (a changed relation, wherever it
+changed). What the first repairs is calibration, what only the second repairs is concept drift, and what
+neither repairs is noise or a harder period. The model knows nothing of the champion, so the champion's own
+loss on the same rows tells a bad version from a changed world.
 
 Losses are squared errors of probabilities, or of asinh-scaled values, over the variance of the labels.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +29,13 @@ FIT_ROWS = 4_000
 MINIMUM_LABELS = 100
 """Labelled rows of a window, and of those before it, without which its relation is not judged."""
 GROUPS = 8
-FOLDS = 5
-RIDGE = 100.0
+FOLDS, PIECES = 5, 5
+"""Folds of a window, each of so many contiguous pieces: long enough that a row's neighbours in time are
+mostly in its own fold, short enough that every day and weather is in several."""
+RIDGE, RIDGE_OF_ONE = 100.0, 10.0
+NEWTON_STEPS = 8
+PRIOR = 5.0
+"""Rows of the mean label that each bin is mixed with."""
 SEGMENT_SHARE, SEGMENT_LEVELS = 0.05, 24
 
 NAMES = (
@@ -59,6 +63,9 @@ class Relation:
     """Statistics over [windows that could be judged], the judged one last."""
 
     values: dict[str, Floats]
+    effects: Floats
+    """Signed share of the labels' variance that each feature's former effect explains: below 0 it is turned
+    round. Shape [windows, features]."""
     judged: bool
     """Whether the last entry is of the judged window; False where it has too few labels."""
     segments: tuple[Segment, ...] = ()
@@ -81,6 +88,7 @@ def read_relation(
     scale = _scale(labels[:-1], windows[-1].kind)
     groups = _groups(inputs)
     found: list[dict[str, float]] = []
+    effects: list[Floats] = []
     judged = False
     segments: tuple[Segment, ...] = ()
     last = len(windows) - 1
@@ -96,15 +104,16 @@ def read_relation(
             continue
         was = fitted.predict(codes)
         champion = _scaled(windows[index].scores[known], scale)
-        calibrated, renewed = _corrected(codes, groups, truth, was)
+        calibrated, renewed = _corrected(codes, groups, truth, was, binary=scale is None)
         noise = _noise_number(truth - calibrated, fitted.unit) if scale else _noise_binary(truth, was)
         found.append(_statistics(truth, was, champion, calibrated, renewed) | noise)
+        effects.append(_signed_shares(fitted.means[np.arange(codes.shape[1]), codes], truth))
         judged = index == last
         if judged:
             saved = ((truth - was) ** 2 - (truth - renewed) ** 2) / truth.var()
             segments = _segments(inputs, codes, saved)
     values = {name: np.array([one[name] for one in found]) for name in NAMES}
-    return Relation(values, judged, segments)
+    return Relation(values, np.array(effects).reshape(-1, len(inputs.names)), judged, segments)
 
 
 def _labels(window: Frame) -> Floats:
@@ -138,11 +147,15 @@ class _Fitted:
         self, codes: npt.NDArray[np.uint8], truth: Floats, text: npt.NDArray[np.bool_], binary: bool
     ) -> None:
         self.ranks = np.tile(np.arange(OTHER + 1), (len(text), 1))
-        for column in np.flatnonzero(text):
+        self.means = np.empty((len(text), OTHER + 1))
+        """Mean label of each bin, drawn a little to that of all rows: the effect of a feature by itself."""
+        for column in range(len(text)):
             counts = np.bincount(codes[:, column], minlength=OTHER + 1)
             sums = np.bincount(codes[:, column], weights=truth, minlength=OTHER + 1)
-            means = (sums + truth.mean()) / (counts + 1)
-            self.ranks[column] = np.argsort(np.argsort(means, kind="stable"), kind="stable")
+            self.means[column] = (sums + PRIOR * truth.mean()) / (counts + PRIOR)
+            if text[column]:
+                order = np.argsort(self.means[column], kind="stable")
+                self.ranks[column] = np.argsort(order, kind="stable")
         kind = HistGradientBoostingClassifier if binary else HistGradientBoostingRegressor
         self.model = kind(
             max_iter=30, learning_rate=0.15, max_leaf_nodes=12, early_stopping=False, random_state=0
@@ -193,7 +206,12 @@ def _groups(inputs: Inputs) -> npt.NDArray[np.int64]:
 
 
 def _corrected(
-    codes: npt.NDArray[np.uint8], groups: npt.NDArray[np.int64], truth: Floats, was: Floats
+    codes: npt.NDArray[np.uint8],
+    groups: npt.NDArray[np.int64],
+    truth: Floats,
+    was: Floats,
+    *,
+    binary: bool,
 ) -> tuple[Floats, Floats]:
     """Cross-fitted predictions: recalibrated, and with a relation of the window's own."""
     rows, features = codes.shape
@@ -201,24 +219,73 @@ def _corrected(
     flags = np.zeros((rows, features * (GROUPS + 1)))
     flags[np.arange(rows)[:, None], place] = 1.0
     unit = (was - was.mean()) / (was.std() or 1.0)
-    line = np.column_stack([np.ones(rows), unit])
     wide = np.hstack([flags, flags * unit[:, None]])
-    bounds = np.linspace(0, rows, FOLDS + 1).astype(int)
-    folds = [slice(a, b) for a, b in pairwise(bounds)]
-    calibrated = _cross_fitted(line, truth, folds, 1e-6 * rows)
-    renewed = calibrated + _cross_fitted(wide, truth - calibrated, folds, RIDGE)
-    return calibrated, renewed
+    fold = np.arange(rows) * FOLDS * PIECES // rows % FOLDS
+    calibrated = _recalibrated(truth, was, fold, binary=binary)
+    fit = _CrossFit(wide, truth - calibrated, fold)
+    corrections = [fit.predicted(RIDGE)]
+    for feature in range(features):
+        own = np.arange(GROUPS + 1) + (GROUPS + 1) * feature
+        corrections.append(fit.predicted(RIDGE_OF_ONE, np.concatenate([own, own + flags.shape[1]])))
+    left = [float(np.square(truth - calibrated - correction).sum()) for correction in corrections]
+    return calibrated, calibrated + corrections[int(np.argmin(left))]
 
 
-def _cross_fitted(design: Floats, truth: Floats, folds: list[slice], ridge: float) -> Floats:
-    """Ridge regression, each fold predicted from the others."""
-    grams = [design[fold].T @ design[fold] for fold in folds]
-    moments = [design[fold].T @ truth[fold] for fold in folds]
-    gram, moment = sum(grams) + ridge * np.eye(design.shape[1]), sum(moments)
-    predicted = np.empty(len(truth))
-    for fold, own_gram, own_moment in zip(folds, grams, moments, strict=True):
-        predicted[fold] = design[fold] @ np.linalg.solve(gram - own_gram, moment - own_moment)
-    return predicted
+def _recalibrated(truth: Floats, was: Floats, fold: npt.NDArray[np.int64], *, binary: bool) -> Floats:
+    """Intercept and slope, of log odds or of values, each fold from the others."""
+    score = _log_odds(was) if binary else was
+    line = np.column_stack([np.ones(len(was)), (score - score.mean()) / (score.std() or 1.0)])
+    if not binary:
+        return _CrossFit(line, truth, fold).predicted(1e-6 * len(was))
+    found = np.empty(len(truth))
+    for number in range(FOLDS):
+        held = fold == number
+        found[held] = _logistic(line[held] @ _logistic_weights(line[~held], truth[~held]))
+    return found
+
+
+def _logistic_weights(line: Floats, truth: Floats) -> Floats:
+    """Maximum likelihood by Newton's method, a little drawn to 0 so that it always exists."""
+    weights = np.zeros(2)
+    for _ in range(NEWTON_STEPS):
+        chance = _logistic(line @ weights)
+        slope = line.T @ (truth - chance) - weights
+        curve = (line * (chance * (1 - chance))[:, None]).T @ line + np.eye(2)
+        weights = weights + np.clip(np.linalg.solve(curve, slope), -2, 2)
+    return weights
+
+
+def _log_odds(chance: Floats) -> Floats:
+    clipped = np.clip(chance, 1e-3, 1 - 1e-3)
+    odds: Floats = np.log(clipped / (1 - clipped))
+    return odds
+
+
+def _logistic(odds: Floats) -> Floats:
+    chance: Floats = 1 / (1 + np.exp(-np.clip(odds, -30, 30)))
+    return chance
+
+
+class _CrossFit:
+    """Ridge regressions on columns of one design, each fold predicted from the others."""
+
+    def __init__(self, design: Floats, truth: Floats, fold: npt.NDArray[np.int64]) -> None:
+        self._parts = [np.flatnonzero(fold == number) for number in range(FOLDS)]
+        self._design, self._size = design, len(truth)
+        self._grams = [design[part].T @ design[part] for part in self._parts]
+        self._moments = [design[part].T @ truth[part] for part in self._parts]
+        self._gram, self._moment = np.sum(self._grams, axis=0), np.sum(self._moments, axis=0)
+
+    def predicted(self, ridge: float, columns: npt.NDArray[np.int64] | None = None) -> Floats:
+        """Predictions from some columns, all of them by default."""
+        chosen = np.arange(len(self._moment)) if columns is None else columns
+        square = np.ix_(chosen, chosen)
+        found = np.empty(self._size)
+        for part, gram, moment in zip(self._parts, self._grams, self._moments, strict=True):
+            others = (self._gram - gram)[square] + ridge * np.eye(len(chosen))
+            weights = np.linalg.solve(others, (self._moment - moment)[chosen])
+            found[part] = self._design[np.ix_(part, chosen)] @ weights
+        return found
 
 
 def _statistics(
@@ -231,14 +298,22 @@ def _statistics(
 
     answered = np.isfinite(champion)
     paired = (truth - champion)[answered] ** 2 - (truth - was)[answered] ** 2
-    correlation = float(np.corrcoef(truth, was)[0, 1]) if was.std() > 1e-9 else 0.0
     return {
         "gain": loss(calibrated) - loss(renewed),
         "skill": 1 - min(loss(calibrated), loss(renewed)),
-        "order": correlation * abs(correlation),
+        "order": float(_signed_shares(was[:, None], truth)[0]),
         "excess": loss(was) - loss(calibrated),
         "champion": float(paired.mean()) / variance if answered.any() else 0.0,
     }
+
+
+def _signed_shares(columns: Floats, truth: Floats) -> Floats:
+    """Squared correlation of each column with the labels, below 0 where it is negative; 0 of a constant."""
+    centred, y = columns - columns.mean(axis=0), truth - truth.mean()
+    spread = np.sqrt((centred**2).mean(axis=0) * np.mean(y**2))
+    correlation = (centred * y[:, None]).mean(axis=0) / np.maximum(spread, 1e-12)
+    signed: Floats = np.where(spread > 1e-9, correlation * np.abs(correlation), 0.0)
+    return signed
 
 
 _RATES = np.linspace(0, 0.5, 51)

@@ -13,8 +13,11 @@ from ctrain.monitoring.diagnosis.inputs import Inputs, distances
 REFERENCE = 2
 """Windows that a window's distribution is compared with."""
 FLOOR = 0.02
-MARGIN = 1.25
-"""Times the farthest ratio of the past beyond which a feature has moved."""
+MARGIN, OWN_MARGIN = 1.25, 1.4
+"""Times the farthest ratio of the past, of all features or of the feature's own two farthest windows, beyond
+which a feature has moved."""
+CHANCE = 1.2
+"""Distance of two windows of n rows that chance alone makes, in 1 / sqrt(n)."""
 EFFECT = 0.05
 """Least distance of a feature that moved."""
 
@@ -43,11 +46,13 @@ def read_shift(inputs: Inputs, gap: int) -> Shift:
     before = np.stack([shares[end - REFERENCE : end].mean(axis=0) for end in ends])
     far = distances(shares[first:], before, inputs.text)
     ratios, farthest = family_ratios(far, FLOOR)
-    limit = MARGIN * max(farthest, 1.0)
+    # where some features jump, one that never did is judged by itself
+    second, highest = np.sort(far[:-1] + FLOOR, axis=0)[-2:]
+    limits = np.minimum(MARGIN * max(farthest, 1.0), OWN_MARGIN * highest / second)
     moved = []
     for column in np.argsort(-ratios):
-        if ratios[column] > limit and far[-1, column] > EFFECT:
-            bound = limit * float(far[:-1, column].max() + FLOOR) - FLOOR
+        if ratios[column] > limits[column] and far[-1, column] > EFFECT:
+            bound = float(limits[column] * highest[column]) - FLOOR
             usual = float(np.median(far[:-1, column]))
             compared = Compared("moved", float(far[-1, column]), usual, bound, len(far) - 1, True)
             moved.append((inputs.names[column], compared))
@@ -60,7 +65,9 @@ def _seen_before(inputs: Inputs, far: Floats, columns: list[int]) -> tuple[int, 
     shares = inputs.shares[:, columns]
     apart = distances(shares[:-1], shares[-1], inputs.text[columns])
     near = far[:-1, columns].max(axis=0)
-    # nearer than half of the present move, and no further than neighbours usually are
-    like = (apart <= np.minimum(near, far[-1, columns] / 2)).all(axis=1)
+    # nearer than half of the present move, and no further than neighbours usually are; but no nearer than the
+    # chance of so few rows allows
+    chance = CHANCE / np.sqrt(min(len(inputs.codes[-1]), len(inputs.codes[-2])))
+    like = (apart <= np.maximum(np.minimum(near, far[-1, columns] / 2), chance)).all(axis=1)
     last = len(like) - 1
     return tuple(last + 1 - i for i in np.flatnonzero(like) if i < last - 1 and not like[i:].all())

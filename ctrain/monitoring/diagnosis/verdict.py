@@ -35,12 +35,17 @@ CALIBRATION = 6
 """Past windows with a reference of their own below which nothing is called by statistics."""
 REFUSED_EFFECT, UNLABELLED_EFFECT, SKEW_EFFECT = 0.03, 0.1, 0.001
 LOSS_EFFECT = 0.03
+TURNED_MARGIN, TURNED_EFFECT, TURNED_CHANGE = 1.2, 0.01, 0.035
+"""Share of the labels' variance that an effect explains, before and with the other sign now; least change."""
 GAIN_EFFECT, EXCESS_EFFECT = 0.05, 0.05
 """Least change of a loss, of what a new relation saves, and of what a new level saves, in shares of the
 labels' variance."""
+REGAINED = 0.02
+"""What a new relation must save more than usual where labels look flipped, to be believed."""
 GAIN_MARGIN, EXCESS_MARGIN, SKILL_MARGIN, NOISE_MARGIN, VERSION_MARGIN = 1.5, 2.2, 1.3, 1.5, 2.0
-VERSION_EFFECT, VERSION_BLOCKS, VERSION_ERRORS = 0.1, 5, 2.5
-"""Least paired loss of a bad version; blocks of the window that must agree; standard errors over them."""
+VERSION_EFFECT, VERSION_BLOCKS, VERSION_ERRORS = 0.1, 10, 1.0
+"""Least paired loss of a bad version; blocks of the window that must not contradict it, by so many standard
+errors over them. Retrains of one procedure differ by a tenth to a half of that loss."""
 NOISE_EFFECT = 1.0
 """Log-likelihood a hundred rows, or hundredths of the rows, from which labels look flipped."""
 LOCAL, MAJORITY = 0.25, 0.6
@@ -157,9 +162,7 @@ def _quality(case: _Case, inputs: Inputs) -> Diagnosis | None:
     if not broken:
         return None
     for one in broken:
-        now, usual = one.compared.value, one.compared.usual
-        text = f"{one.feature}: {one.kind}, {now:.1%} of the rows, usually {usual:.1%}"
-        case.evidence.append(one.compared.evidence(text, one.feature))
+        case.evidence.append(one.compared.evidence(one.text, one.feature))
     names = tuple(one.feature for one in broken)
     if case.events.code_changed:
         return _by_code(case, names)
@@ -199,7 +202,7 @@ def _relation_and_shift(
     shift = read_shift(inputs, case.gap)
     relation = read_relation(windows, inputs, random, case.gap)
     enough = relation.judged and len(relation.values["gain"]) > CALIBRATION
-    found = (_version(case, relation) or _changed(case, relation, shift)) if enough else None
+    found = (_version(case, relation) or _changed(case, relation, shift, inputs.names)) if enough else None
     return found or _moved(case, shift, relation, enough) or _nothing(case, relation, enough)
 
 
@@ -240,7 +243,7 @@ def _against_previous(window: Frame) -> Compared | None:
     return Compared("version", float(paired.mean()), 0.0, limit, 0, float(paired.mean()) > limit)
 
 
-def _changed(case: _Case, relation: Relation, shift: Shift) -> Diagnosis | None:
+def _changed(case: _Case, relation: Relation, shift: Shift, names: Sequence[str]) -> Diagnosis | None:
     """The relation between inputs and labels: changed, blurred by labels, or only off in level."""
     values = relation.values
     gain = compare("gain", values["gain"], GAIN_MARGIN, GAIN_EFFECT)
@@ -253,37 +256,49 @@ def _changed(case: _Case, relation: Relation, shift: Shift) -> Diagnosis | None:
         skill.evidence(f"any model explains {skill.value:.3f} of the labels, usually {skill.usual:.3f}"),
         excess.evidence(f"recalibration would save {excess.value:.3f}, usually {excess.usual:.3f}"),
     ]
-    if gain.passed and gain.value > GAIN_EFFECT:
-        return _concept(case, relation, gain)
-    order = compare("order", values["order"], 1.0, LOSS_EFFECT, side=-1)
-    if order.passed and order.value < -LOSS_EFFECT < LOSS_EFFECT < order.usual:
-        case.evidence.append(order.evidence("what the former relation ranks high is low now"))
-        return case.conclude("concept", "The relation is turned round as a whole", way="newest slices")
     noise = {name: float(values[name][-1]) for name in FLIPS}
     kind = max(noise, key=lambda name: noise[name])
     flips = compare(kind, values[kind], NOISE_MARGIN, NOISE_EFFECT)
-    if not (excess.passed or flips.passed):
+    binary = case.window.kind == "binary"
+    # of a count, far residuals are noise only where no level explains them: growth has them too
+    flipped = flips.value > NOISE_EFFECT and (flips.passed or excess.passed) and (binary or skill.passed)
+    # labels that are flipped everywhere leave a new relation nothing; those of a part of the space, much
+    regained = flipped and gain.value > gain.usual + REGAINED
+    if regained or (gain.passed and gain.value > GAIN_EFFECT):
+        return _concept(case, relation, gain)
+    # by itself an effect turns with the season: summer's heat and winter's
+    turned = _turned(relation, names if flipped and not shift.moved else ())
+    if turned is not None:
+        what, order = turned
+        text = f"{what} explains {-order.value:.3f} of the labels turned round, usually {order.usual:.3f}"
+        case.evidence.append(order.evidence(text, what))
+        return case.conclude("concept", f"The relation changed: {text}", way="newest slices")
+    if not (excess.passed or flipped):
         return None  # a lower skill alone is a harder period, or a shift of the inputs
     if shift.moved and kind != "symmetric":
         return None  # a level that moved with the inputs is theirs first
     case.evidence.append(
         flips.evidence(f"labels look flipped ({kind}): {flips.value:.1f} against a shift of level")
     )
-    if flips.value > NOISE_EFFECT and (flips.passed or excess.passed):
+    if flipped:
         return case.conclude(
             "label_noise", f"Labels look flipped ({kind}), and no model would repair it", kind=kind,
             way=f"hold training on this window; audit {AUDIT} of its labels",
         )  # fmt: skip
-    binary = case.window.kind == "binary"
-    if excess.passed and (flips.value < -NOISE_EFFECT if binary else not flips.passed):
+    if skill.passed:
         return case.conclude(
-            "needs_recalibration",
-            f"The level moved, the order holds: recalibration would save {excess.value:.3f}",
-        )
+            "concept", f"The level moved, and no model explains as much: {skill.value:.2f} of the labels, "
+            f"usually {skill.usual:.2f}", way="newest slices",
+        )  # fmt: skip
+    if binary and flips.value >= -NOISE_EFFECT:
+        return case.conclude(
+            "unknown", "The labels fit less well than ever: a level that moved, or flipped labels",
+            would_decide=f"an audit of {AUDIT} labels of this window, or two more windows",
+        )  # fmt: skip
     return case.conclude(
-        "unknown", "The labels fit less well than ever, and neither a new relation nor a level explains it",
-        would_decide=f"an audit of {AUDIT} labels of this window, or two more windows",
-    )  # fmt: skip
+        "needs_recalibration",
+        f"The level moved, the order holds: recalibration would save {excess.value:.3f}",
+    )
 
 
 def _concept(case: _Case, relation: Relation, gain: Compared) -> Diagnosis:
@@ -300,6 +315,19 @@ def _concept(case: _Case, relation: Relation, gain: Compared) -> Diagnosis:
         "concept", f"The relation changed: a new one would save {gain.value:.2f}, usually {gain.usual:.2f}",
         way="newest slices",
     )  # fmt: skip
+
+
+def _turned(relation: Relation, names: Sequence[str]) -> tuple[str, Compared] | None:
+    """The whole relation, or the effect of one of the features, whose sign is the opposite of what it was."""
+    effects = relation.effects
+    series = {"the former relation": relation.values["order"]}
+    series |= {f"the former effect of {name}": effects[:, number] for number, name in enumerate(names)}
+    found = []
+    for what, values in series.items():
+        order = compare("order", values, TURNED_MARGIN, TURNED_CHANGE, side=-1)
+        if order.passed and order.value < -TURNED_EFFECT < TURNED_EFFECT < order.usual:
+            found.append((what, order))
+    return min(found, key=lambda one: one[1].value, default=None)
 
 
 def _is_local(segment: Segment) -> bool:

@@ -76,8 +76,23 @@ def test_missing_text_is_data_quality_too() -> None:
 
 def test_another_unit_is_data_quality_of_that_feature() -> None:
     *past, window = stream(2)
-    found = judge([*past, changed(window, price=window.columns["price"] * 100)])
+    found = judge([*past, changed(window, price=window.columns["price"] * 0.3048)])
     assert (found.verdict, found.kind, found.subjects) == ("data_quality", "range", ("price",))
+
+
+@pytest.mark.parametrize(("name", "factor"), [("price", 100.0), ("price", 0.01), ("hour", 10.0)])
+def test_numbers_that_come_times_a_power_of_ten_are_named_with_it(name: str, factor: float) -> None:
+    *past, window = stream(2)
+    found = judge([*past, changed(window, **{name: window.columns[name] * factor})])
+    assert (found.verdict, found.kind, found.subjects) == ("data_quality", "scale", (name,))
+    assert f"times {factor:g}" in found.reason
+
+
+def test_a_code_far_from_all_others_is_a_fault_even_in_few_rows() -> None:
+    *past, window = stream(3)
+    hour = np.where(window.columns["hour"] == 7, 99.0, window.columns["hour"])  # one row in 24
+    found = judge([*past, changed(window, hour=hour)])
+    assert (found.verdict, found.subjects) == ("data_quality", ("hour",))
 
 
 def test_a_renamed_category_is_a_new_category() -> None:
@@ -85,6 +100,22 @@ def test_a_renamed_category_is_a_new_category() -> None:
     city = np.where(window.columns["city"] == "west", "West", window.columns["city"])
     found = judge([*past, changed(window, city=city)])
     assert (found.verdict, found.kind, found.subjects) == ("data_quality", "new_category", ("city",))
+
+
+def test_labels_flipped_where_a_feature_comes_in_runs_are_a_changed_relation_and_no_noise() -> None:
+    def with_day(frame: Frame) -> Frame:
+        day = np.arange(frame.rows) * 7 // frame.rows
+        return replace(frame, columns=frame.columns | {"day": day.astype(float)})
+
+    *past, window = map(with_day, stream(9))
+    assert window.labels is not None
+    part = window.columns["day"] >= 4
+    flipped = np.where(part, 1 - window.labels, window.labels)
+    found = judge([*past, replace(window, labels=flipped)])
+    assert (found.verdict, found.action) == ("concept", "retrain")
+    random = np.random.default_rng(9)
+    anywhere = np.where(random.random(window.rows) < part.mean() / 2, 1 - window.labels, window.labels)
+    assert judge([*past, replace(window, labels=anywhere)]).verdict == "label_noise"
 
 
 @pytest.mark.parametrize("name", ["size", "city", "hour"])
