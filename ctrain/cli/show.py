@@ -55,6 +55,8 @@ def put_status(status: Status) -> None:
     lines = _named("rollout", _rollout(status))
     lines.append(("data", _data(status)))
     lines += _named("quality", status.quality)
+    for version in filter(None, (status.champion, challenger)):
+        lines += _named(f"{version.label} warns", version.warnings)
     lines += _named("drift", status.drift.lines or (status.drift.state or "no window yet",))
     if status.drift.diagnosis and status.drift.state in ("drift", "recovered"):
         lines.append(("diagnosis", status.drift.diagnosis))

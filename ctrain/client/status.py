@@ -21,6 +21,8 @@ class VersionStatus(_Part):
     age_s: float = 0.0
     trained_to: str = ""
     rows: int = 0
+    warnings: tuple[str, ...] = ()
+    """What its gate told beside the verdict."""
 
 
 class MetricStatus(_Part):

@@ -148,7 +148,8 @@ def in_words(event: Event) -> str:
             )
         case "gate_decided":
             decision = data["decision"]
-            return f"{decision['verdict'].replace('_', ' ')}: {decision['reason']}"
+            told = "".join(f"; warning: {text}" for text in decision.get("warnings", ()))
+            return f"{decision['verdict'].replace('_', ' ')}: {decision['reason']}{told}"
         case "ingest_started":
             return f"{data['key']}: {len(data['partitions'])} partitions"
         case "ingest_ended":
@@ -200,6 +201,7 @@ def _version(fact: VersionFact | None, since: float, now: float) -> Json | None:
         "age_s": max(0.0, now - (since or fact.at)),
         "trained_to": fact.trained_to,
         "rows": fact.rows,
+        "warnings": list(fact.warnings),
     }
 
 

@@ -451,6 +451,11 @@ def check_evidence(state: State, event: Event) -> None:
     """What monitoring may do: nothing trains on data that are held, a champion goes back to one it had."""
     data = event.data
     first = event.kind == "run_started" and data["request"]["attempt"] == 1
+    if event.kind == "run_started":
+        wait = state.pipeline_spec().label.matures_after
+        names = data["request"]["partitions"]
+        if any(state.partitions[name].last_event + wait > state.watermark for name in names):
+            raise Violation("a run learns from rows whose labels may not be final")
     if first and data["trigger"] != "operator" and state.hold:
         raise Violation(f"a run began by {data['trigger']} on data that were held: {state.hold}")
     if event.kind == "rolled_back" and data["by"] in ("watch", "diagnosis"):

@@ -97,6 +97,18 @@ def test_check_says_that_there_are_no_faults(project: Path, capsys: pytest.Captu
     assert "pipeline.yaml: no faults   flights-late" in capsys.readouterr().out
 
 
+def test_check_names_a_vouched_column_that_the_view_does_not_read(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = CODE.replace("x=Column", "room_type=Column").replace('"x"', '"room_type"')
+    (project / "cli_user_code.py").write_text(code)
+    (project / "pipeline.yaml").write_text(SPEC + "evaluation: {leaks: {vouched: [room_type, room_typ]}}\n")
+    assert cli.main(["check", "pipeline.yaml"]) == 1
+    text = capsys.readouterr().err
+    assert "evaluation.leaks.vouched.1  the view reads no column 'room_typ'" in text
+    assert "did you mean 'room_type'?" in text
+
+
 def test_check_lists_faults_of_spec_and_code_together(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

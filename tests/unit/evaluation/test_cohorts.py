@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from ctrain.evaluation.cohorts import check_censoring, matured
+from ctrain.evaluation.cohorts import check_censoring, matured, taken_at
 from ctrain.evaluation.metrics import binary_metrics
 from ctrain.evaluation.segments import search_segments
 from tests.datasets import hotel_dates, load, needs_data
@@ -127,6 +127,32 @@ def test_too_few_rows_have_a_named_state(rows: slice, state: str) -> None:
     event, known_at, labels = (array[rows] for array in events(np.random.default_rng(5)))
     found = check_censoring(event, known_at, labels, WAIT, 121 * DAY)
     assert (found.state, found.usable) == (state, False)
+
+
+def test_a_partition_was_taken_by_the_newest_label_of_those_that_landed_with_it_or_before() -> None:
+    newest = {"a": 5.0, "b": 8.5, "c": 7.0, "d": -np.inf}
+    landed = {"a": 1, "b": 1, "c": 2, "d": 3}
+    assert taken_at(newest, landed, 1.0) == {"a": 9.0, "b": 9.0, "c": 9.0, "d": 9.0}
+    landed = {"a": 3, "b": 2, "c": 1, "d": 1}
+    assert taken_at(newest, landed, 1.0) == {"a": 9.0, "b": 9.0, "c": 7.0, "d": 7.0}
+    assert set(taken_at(newest, {}, 1.0).values()) == {9.0}
+
+
+def test_rows_that_were_taken_young_day_after_day_are_censored_though_all_are_old_by_now() -> None:
+    event, known_at, labels = events(np.random.default_rng(6), 120, 100, 1.0, 10.0)
+    days = (event // DAY).astype(int)
+    taken = np.where(days < 60, 60 * DAY, (days + 1) * DAY)  # a backfill, then each day at its end
+    there = known_at <= taken
+    rows = [array[there] for array in (event, known_at, labels)]
+    assert check_censoring(*rows, WAIT, 200 * DAY).state == "matured"  # which nobody would see by now
+    found = check_censoring(*rows, WAIT, taken[there])
+    assert (found.state, found.usable) == ("censored", False)
+    assert found.known_positive > found.known_negative + 0.1
+    # each day when all of its labels have come
+    whole = np.where(days < 60, 82 * DAY, (days + 22) * DAY)
+    there = known_at <= whole
+    rows = [array[there] for array in (event, known_at, labels)]
+    assert check_censoring(*rows, WAIT, whole[there]).usable
 
 
 def test_an_event_without_a_time_is_never_mature() -> None:
