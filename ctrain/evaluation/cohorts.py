@@ -11,6 +11,7 @@ rows were mature when they were taken (`check_censoring`), which the times of th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,9 @@ TOLERATED = 0.005
 MINIMUM_ROWS = 100
 """Matured rows of each class below which nothing can be said of their delays."""
 MINIMUM_BLOCKS = 7
+
+BATCH_ROWS = 400
+"""Labels of a batch that tell when it was taken."""
 
 UNLABELLED = 0.01
 """Share of rows that landed without a label from which on it is told."""
@@ -48,26 +52,35 @@ def matured(
 
 
 def taken_at(
-    newest: Mapping[str, float], batches: Mapping[str, int], block: float = 86400.0
+    newest: Mapping[str, float],
+    rows: Mapping[str, int],
+    batches: Mapping[str, int],
+    block: float = 86400.0,
 ) -> dict[str, float]:
-    """When each partition was taken from its source, as far as labels tell.
+    """When each partition was taken from its source at the latest, as far as labels tell.
 
     No clock is asked, since an old history may land today: it is the end of the block in which the newest
-    label came, of the partitions that landed with it or before it. That is early where labels are few: of n
-    rows about one in n + 1 is then thought to have had its label only by chance.
+    label came, of the partitions that landed with it or before it. Few labels would make that too early, and
+    a fair set look censored, so small batches that landed one after the other are taken as one, and the
+    newest ones are absent until they hold enough.
 
     Args:
         newest: Newest time of a label in each partition, in seconds; -infinity where none has a time.
+        rows: Labels with a time in each partition.
         batches: Number of the ingest that a partition landed with; 0 where it is not known.
         block: Length of a block of time in seconds.
     """
-    order = sorted(newest, key=lambda name: batches.get(name, 0))
-    taken: dict[int, float] = {}
+    found: dict[str, float] = {}
+    together: list[str] = []
     latest = -np.inf
-    for name in order:
-        latest = max(latest, np.ceil(newest[name] / block) * block)
-        taken[batches.get(name, 0)] = latest
-    return {name: taken[batches.get(name, 0)] for name in newest}
+    order = sorted(newest, key=lambda name: batches.get(name, 0))
+    for _, batch in itertools.groupby(order, key=lambda name: batches.get(name, 0)):
+        together += batch
+        latest = max(latest, *(np.ceil(newest[name] / block) * block for name in together))
+        if sum(rows[name] for name in together) >= BATCH_ROWS:
+            found.update(dict.fromkeys(together, latest))
+            together = []
+    return found
 
 
 def check_censoring(
@@ -95,7 +108,8 @@ def check_censoring(
         matures_after: Seconds after the event until every label is final.
         watermark: Time by which labels had to be known, in seconds; or that of each row, shape [B].
         selected: Rows that the candidate uses; None stands for every row whose label is known.
-        tolerated: Share of young rows up to which the set counts as matured.
+        tolerated: Share of young rows up to which the set counts as matured; also of all rows, the share that
+            the difference between the classes must take away to count.
         unfair: Difference between the classes' shares that makes the set censored.
         block: Length of a block of time in seconds.
         confidence: Two-sided level of the interval.
@@ -117,8 +131,9 @@ def check_censoring(
         return Censoring("matured", *counts, reason=f"{counts[1]} of {counts[0]} rows are young")
     ages = np.sort((present - event)[young & np.isfinite(event)])
     return _judge_delays(
-        event, known_at - event, labels, mature & known, young, counts, ages, unfair, block, confidence
-    )
+        event, known_at - event, labels, mature & known, young, counts, ages,
+        max(unfair, tolerated * counts[0] / counts[1]), block, confidence,
+    )  # fmt: skip
 
 
 def _judge_delays(

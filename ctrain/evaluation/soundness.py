@@ -88,8 +88,8 @@ def censoring(spec: PipelineSpec, rows: CandidateRows, landed: Mapping[str, Land
         landed: How partitions landed, by name.
 
     Returns:
-        None where no label has a time. Rows without one, such as those that landed before the spec named the
-        column, are left out.
+        None where too few labels have a time. Rows without one, such as those that landed before the spec
+        named the column, are left out, and so are those of partitions that nobody knows when they were taken.
     """
     version, known_at = rows.version, spec.label.known_at
     if known_at is None:
@@ -100,17 +100,20 @@ def censoring(spec: PipelineSpec, rows: CandidateRows, landed: Mapping[str, Land
     newest = {
         name: float(np.max(times, initial=-np.inf, where=np.isfinite(times))) for name, times in known.items()
     }
-    if max(newest.values(), default=-np.inf) == -np.inf:
+    counts = {name: int(np.isfinite(times).sum()) for name, times in known.items()}
+    taken = taken_at(newest, counts, {name: one.batch for name, one in landed.items()})
+    if not taken:
         return None
-    taken = taken_at(newest, {name: one.batch for name, one in landed.items()})
-    label_time = np.concatenate(list(known.values()))
-    event = np.concatenate([_seconds(part[spec.source.event_time]) for part in parts.values()])
+    event, label_time = (
+        np.concatenate([_seconds(parts[name][column]) for name in taken])
+        for column in (spec.source.event_time, known_at)
+    )
     return check_censoring(
         event,
         label_time,
-        np.concatenate([part[version.label] for part in parts.values()]),
+        np.concatenate([parts[name][version.label] for name in taken]),
         spec.label.matures_after,
-        np.concatenate([np.full(len(times), taken[name]) for name, times in known.items()]),
+        np.concatenate([np.full(len(known[name]), time) for name, time in taken.items()]),
         selected=np.isfinite(label_time) & np.isfinite(event),
     )
 

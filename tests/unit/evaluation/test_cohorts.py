@@ -132,10 +132,31 @@ def test_too_few_rows_have_a_named_state(rows: slice, state: str) -> None:
 def test_a_partition_was_taken_by_the_newest_label_of_those_that_landed_with_it_or_before() -> None:
     newest = {"a": 5.0, "b": 8.5, "c": 7.0, "d": -np.inf}
     landed = {"a": 1, "b": 1, "c": 2, "d": 3}
-    assert taken_at(newest, landed, 1.0) == {"a": 9.0, "b": 9.0, "c": 9.0, "d": 9.0}
+    many = dict.fromkeys(newest, 400)
+    assert taken_at(newest, many, landed, 1.0) == {"a": 9.0, "b": 9.0, "c": 9.0, "d": 9.0}
     landed = {"a": 3, "b": 2, "c": 1, "d": 1}
-    assert taken_at(newest, landed, 1.0) == {"a": 9.0, "b": 9.0, "c": 7.0, "d": 7.0}
-    assert set(taken_at(newest, {}, 1.0).values()) == {9.0}
+    assert taken_at(newest, many, landed, 1.0) == {"a": 9.0, "b": 9.0, "c": 7.0, "d": 7.0}
+    assert set(taken_at(newest, many, {}, 1.0).values()) == {9.0}
+    few = {"a": 300, "b": 260, "c": 140, "d": 60}
+    assert taken_at(newest, few, landed, 1.0) == {"b": 9.0, "c": 9.0, "d": 9.0}  # too few in a
+    assert taken_at({}, {}, {}) == {}
+
+
+@pytest.mark.parametrize("rows", [15, 60])
+def test_days_that_were_taken_once_their_labels_had_come_are_rarely_called_censored(rows: int) -> None:
+    called = []
+    for seed in range(40):
+        event, known_at, labels = events(np.random.default_rng(seed), 60, rows, 1.0, 8.0)
+        days = (event // DAY).astype(int)
+        names = list(map(str, range(60)))
+        newest = {name: known_at[days == int(name)].max() for name in names}
+        batches = {name: max(1, int(name) - 28) for name in names}
+        taken = taken_at(newest, dict.fromkeys(names, rows), batches)
+        told = days < len(taken)  # not of the newest, where labels are few
+        present = np.array([taken.get(name, np.nan) for name in names])[days]
+        rows_told = [array[told] for array in (event, known_at, labels)]
+        called.append(check_censoring(*rows_told, WAIT, present[told]).state)
+    assert called.count("censored") <= 2
 
 
 def test_rows_that_were_taken_young_day_after_day_are_censored_though_all_are_old_by_now() -> None:
