@@ -38,7 +38,7 @@ from ctrain.controller.observations import (
     alert,
 )
 from ctrain.controller.operators import operated, overridden
-from ctrain.controller.quality import end_of_watch, what_blocks_say, what_diagnosis_says
+from ctrain.controller.quality import end_of_watch, what_blocks_say, what_diagnosis_says, what_skew_says
 from ctrain.controller.replicas import what_replicas_say
 from ctrain.controller.state import State
 from ctrain.evaluation.cohorts import matured
@@ -299,6 +299,7 @@ def _(observation: Windowed, state: State, now: float) -> Decision:
         value = report.metrics.get(metric)
         if value is not None and _worse(metric, value, goal):
             events.append(alert("goal", f"live {metric} {value:.4f} misses the goal {goal:g}"))
+    events.extend(what_skew_says(state, report))
     events.extend(what_diagnosis_says(state, report, now))
     goal_p99, p99 = spec.goals.latency_p99, report.latency.get("p99")
     if goal_p99 is not None and p99 is not None and p99 > goal_p99:

@@ -70,6 +70,22 @@ def what_diagnosis_says(state: State, report: WindowReport, now: float) -> Itera
         yield Entry("rolled_back", {"version": state.champion, "by": "diagnosis", "reason": reason})
 
 
+def what_skew_says(state: State, report: WindowReport) -> Iterable[Entry]:
+    """Tell once that serving does not compute what the batch path does, unless the diagnosis tells it.
+
+    Args:
+        state: Before the window closed.
+        report: The window's.
+    """
+    told = report.diagnosis is not None and report.diagnosis.verdict == "serving_skew"
+    if report.skew is not None and _is_skewed(report) and not told and not _is_skewed(state.window):
+        yield alert("skew", report.skew.reason)
+
+
+def _is_skewed(report: WindowReport | None) -> bool:
+    return report is not None and report.skew is not None and report.skew.state == "skewed"
+
+
 def known_facts(state: State, end: float) -> KnownFacts:
     """What the controller knows of the stream without statistics.
 
@@ -87,6 +103,7 @@ def known_facts(state: State, end: float) -> KnownFacts:
         previous=state.previous,
         refused_share=shares[-1] if shares else 0.0,
         usual_refused_share=max(shares[:-1], default=0.0),
+        skewed=_is_skewed(state.window),
     )
 
 

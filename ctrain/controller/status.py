@@ -37,6 +37,7 @@ def status_of(
     """
     refused = [fact for fact in state.partitions.values() if fact.refused]
     report = state.window
+    skew = report.skew if report is not None else None
     return {
         "pipeline": document.pipeline,
         "owner": state.spec.get("owner", ""),
@@ -78,6 +79,7 @@ def status_of(
             "hold": state.hold,
         },
         "quality": _quality(state),
+        "skew": {"state": skew.state, "text": skew.reason} if skew is not None else None,
         "window": to_json(report) if report is not None else None,
         "run": state.run.request.run_id if state.run is not None else "",
         "progress": progress if state.run is not None else "",

@@ -45,6 +45,7 @@ from ctrain.records.monitoring import (
     MetricInterval,
     PerformanceReport,
     ShadowBlock,
+    SkewReport,
     WindowReport,
 )
 from ctrain.records.requests import EvaluationRequest, Failure, IngestRequest, Landing, WindowRequest
@@ -110,6 +111,7 @@ __all__ = [
     "SegmentScore",
     "ShadowBlock",
     "Sighting",
+    "SkewReport",
     "Slot",
     "SlowCounts",
     "SlowSeconds",

@@ -35,7 +35,13 @@ def view(rows):
 """
 STATUS = {
     "pipeline": "flights-late",
-    "champion": {"label": "v7", "version": "abc", "age_s": 10800, "trained_to": "2013-03-13"},
+    "champion": {
+        "label": "v7",
+        "version": "abc",
+        "age_s": 10800,
+        "trained_to": "2013-03-13",
+        "warnings": ["dep may know"],
+    },
     "challenger": {"label": "v8", "version": "def"},
     "split": 0.05,
     "requests": {"answered": 1204118, "failed": 0},
@@ -49,7 +55,8 @@ STATUS = {
         "metrics": [{"metric": "errors", "verdict": "pass", "text": "[no harm]"}],
     },
     "data": {"partitions": 74, "last": "2013-03-15", "refused": 1},
-    "drift": {"state": "warning", "lines": ["inputs warning: dest"]},
+    "drift": {"state": "warning", "lines": ["inputs warning: dest"], "diagnosis": "serving skew: it differs"},
+    "skew": {"state": "skewed", "text": "12 of 500 answers differ"},
     "next": "retrain at the next new_data",
 }
 
@@ -153,6 +160,9 @@ def test_status_is_a_page_for_people(
     assert "canary 2/3" in text
     assert "errors pass: [no harm]" in text
     assert "74 partitions to 2013-03-15, 1 refused" in text
+    assert "  skew        12 of 500 answers differ" in text
+    assert "  diagnosis   serving skew: it differs" in text
+    assert "  v7 warns    dep may know" in text
     assert str(requests[0].url) == f"{cli.DEFAULT_URL}/flights-late/status"
 
 
