@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ctrain.evaluation import decide_gate, paired_interval, recorded_pair, with_pair
-from ctrain.evaluation.compare import RECORDED
+from ctrain.evaluation import decide_gate, recorded_pair, with_pair
+from ctrain.evaluation.compare import RECORDED, compare, interval_of
 from ctrain.records import (
     BlockScore,
     Censoring,
@@ -39,7 +39,7 @@ def decide(rules: Evaluation, candidate: ModelScore, champion: ModelScore | None
 
 def test_the_paired_interval_is_the_t_interval_of_day_differences() -> None:
     one, other = [0.70, 0.71, 0.69, 0.72], [0.69, 0.69, 0.70, 0.70]
-    found = paired_interval(score("a", one), score("b", other), "auc", 0.95)
+    found = interval_of(compare(score("a", one), score("b", other)), "auc", 0.95)
     assert found is not None
     low, high = stats.ttest_rel(one, other).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((low, high))
@@ -47,7 +47,8 @@ def test_the_paired_interval_is_the_t_interval_of_day_differences() -> None:
 
 def test_lower_is_better_turns_the_sign() -> None:
     better, worse = [0.40, 0.42, 0.41], [0.50, 0.51, 0.53]
-    found = paired_interval(score("a", better, "log_loss"), score("b", worse, "log_loss"), "log_loss", 0.95)
+    models = score("a", better, "log_loss"), score("b", worse, "log_loss")
+    found = interval_of(compare(*models), "log_loss", 0.95)
     assert found is not None
     assert found.difference > 0
 
