@@ -300,7 +300,8 @@ def _(observation: Windowed, state: State, now: float) -> Decision:
         if value is not None and _worse(metric, value, goal):
             events.append(alert("goal", f"live {metric} {value:.4f} misses the goal {goal:g}"))
     events.extend(what_skew_says(state, report))
-    events.extend(what_diagnosis_says(state, report, now))
+    back = any(event.kind == "rolled_back" for event in events)
+    events.extend(what_diagnosis_says(state, report, now, back))
     goal_p99, p99 = spec.goals.latency_p99, report.latency.get("p99")
     if goal_p99 is not None and p99 is not None and p99 > goal_p99:
         events.append(alert("goal", f"latency p99 {p99 * 1e3:.1f} ms misses {goal_p99 * 1e3:.0f} ms"))

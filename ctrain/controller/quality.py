@@ -52,20 +52,21 @@ def what_blocks_say(state: State, report: WindowReport) -> Iterable[Entry]:
         yield alert("quality", reason)
 
 
-def what_diagnosis_says(state: State, report: WindowReport, now: float) -> Iterable[Entry]:
+def what_diagnosis_says(state: State, report: WindowReport, now: float, back: bool) -> Iterable[Entry]:
     """Events that follow from the diagnosis of a stream that moved, but for a retraining.
 
     Args:
         state: Before the window closed.
         report: The window's.
         now: Seconds since 1970.
+        back: Whether the blocks of the same window have rolled the champion back already.
     """
     found = report.diagnosis
     if found is None:
         return
     yield alert("diagnosis", diagnosis_in_words(found))
     recent = now - state.promoted_at <= state.pipeline_spec().rollout.watch
-    if found.action == "roll_back" and state.previous and recent:
+    if found.action == "roll_back" and state.previous and recent and not back:
         reason = diagnosis_in_words(found)
         yield Entry("rolled_back", {"version": state.champion, "by": "diagnosis", "reason": reason})
 

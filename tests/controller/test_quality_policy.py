@@ -274,6 +274,17 @@ def test_what_a_gate_warned_of_is_told_by_status_and_history(tmp_path: Path) -> 
     assert line.endswith("; warning: deposit may know the label: deposit=yes: 99 % positive")
 
 
+def test_blocks_and_diagnosis_of_one_window_roll_back_once(tmp_path: Path) -> None:
+    bench, first, second = promoted(tmp_path)
+    closed = bench.kinds().count("window_closed")
+    blocks = tuple(block(day, second, first, BAD, GOOD) for day in range(12))
+    bench.world.monitoring.report = window(blocks=blocks, diagnosis=diagnosed("bad_version", "roll_back"))
+    bench.until(lambda: bench.kinds().count("window_closed") > closed, requests=0)
+    assert bench.controller.state.champion == first
+    back = [e.data["by"] for e in bench.controller._journal.read() if e.kind == "rolled_back"]
+    assert back == ["watch"]
+
+
 def test_a_window_is_told_what_is_known_of_promotions_and_refusals(tmp_path: Path) -> None:
     bench, _, _ = promoted(tmp_path)
     asked = len(bench.world.monitoring.requests)
