@@ -167,6 +167,7 @@ class FakeEvaluation:
     bad: set[str] = field(default_factory=set)
     pairs: dict[str, RecordedPair] = field(default_factory=dict)
     used: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     requests: list[EvaluationRequest] = field(default_factory=list)
 
     def start(self, request: EvaluationRequest) -> None:
@@ -178,8 +179,9 @@ class FakeEvaluation:
         score = ModelScore(request.candidate, {"auc": 0.7}, ())
         pair = self.pairs.get(request.candidate)
         decision = GateDecision(
-            request.candidate, request.champion, verdict, (), score, None, "said so", pair, self.used
-        )
+            request.candidate, request.champion, verdict, (), score, None, "said so", pair, self.used,
+            self.warnings,
+        )  # fmt: skip
         self.done.append((request.key, decision))
 
     def poll(self) -> list[tuple[str, GateDecision] | Failure]:

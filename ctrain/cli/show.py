@@ -55,8 +55,14 @@ def put_status(status: Status) -> None:
     lines = _named("rollout", _rollout(status))
     lines.append(("data", _data(status)))
     lines += _named("quality", status.quality)
+    for version in filter(None, (status.champion, challenger)):
+        lines += _named(f"{version.label} warns", version.warnings)
     lines += _named("drift", status.drift.lines or (status.drift.state or "no window yet",))
-    if status.drift.diagnosis and status.drift.state in ("drift", "recovered"):
+    skew = status.skew
+    if skew is not None:
+        lines.append(("skew", skew.text))
+    moved = status.drift.state in ("drift", "recovered") or (skew is not None and skew.state == "skewed")
+    if status.drift.diagnosis and moved:
         lines.append(("diagnosis", status.drift.diagnosis))
     if status.drift.hold:
         lines.append(("hold", status.drift.hold))

@@ -21,6 +21,8 @@ class VersionStatus(_Part):
     age_s: float = 0.0
     trained_to: str = ""
     rows: int = 0
+    warnings: tuple[str, ...] = ()
+    """What its gate told beside the verdict."""
 
 
 class MetricStatus(_Part):
@@ -71,6 +73,13 @@ class DriftStatus(_Part):
     """Why only a person starts a run; empty if any trigger may."""
 
 
+class SkewStatus(_Part):
+    """Whether serving computed what the batch path computes, on answers of the newest window."""
+
+    state: str = ""
+    text: str = ""
+
+
 class AlertStatus(_Part):
     """One alert."""
 
@@ -99,6 +108,7 @@ class Status(_Part):
     drift: DriftStatus = DriftStatus()
     quality: tuple[str, ...] = ()
     """What labels and scores say of the champion, one line each."""
+    skew: SkewStatus | None = None
     run: str = ""
     progress: str = ""
     runs: int = 0

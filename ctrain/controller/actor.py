@@ -174,6 +174,8 @@ def count(pipeline: str, event: Event) -> None:
             metrics.PARTITIONS.add(1, pipeline=pipeline, result=event.kind.removeprefix("partition_"))
         case "promoted" | "rolled_back":
             metrics.PROMOTIONS.add(1, pipeline=pipeline, kind=event.kind)
+        case "window_closed" if (event.data.get("report") or {}).get("skew"):
+            metrics.SKEWED.put(event.data["report"]["skew"]["share"], pipeline=pipeline)
 
 
 def ray_rooms(spec: PipelineSpec, root: Root) -> Rooms:

@@ -46,7 +46,7 @@ from ctrain.controller.observations import (
 )
 from ctrain.controller.quality import known_facts
 from ctrain.controller.rooms import Rooms
-from ctrain.controller.state import State, fold
+from ctrain.controller.state import State, fold, landings
 from ctrain.errors import FencedError, MissingArtifactError, TamperedError
 from ctrain.records import (
     EvaluationRequest,
@@ -367,6 +367,7 @@ class Controller:
                         state.first,
                         state.record,
                         state.uses,
+                        landings(state),
                     )
                 )
             case StartWindow(key, start, end):

@@ -12,6 +12,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import singledispatch
 
+import numpy as np
+
 from ctrain.controller.journal import Entry
 from ctrain.controller.observations import (
     Command,
@@ -36,9 +38,10 @@ from ctrain.controller.observations import (
     alert,
 )
 from ctrain.controller.operators import operated, overridden
-from ctrain.controller.quality import end_of_watch, what_blocks_say, what_diagnosis_says
+from ctrain.controller.quality import end_of_watch, what_blocks_say, what_diagnosis_says, what_skew_says
 from ctrain.controller.replicas import what_replicas_say
 from ctrain.controller.state import State
+from ctrain.evaluation.cohorts import matured
 from ctrain.monitoring.words import diagnosis_in_words, report_in_words
 from ctrain.records import Json, Partition, RunRequest, Sighting, to_json
 from ctrain.spec import PipelineSpec, parse_spec
@@ -296,7 +299,9 @@ def _(observation: Windowed, state: State, now: float) -> Decision:
         value = report.metrics.get(metric)
         if value is not None and _worse(metric, value, goal):
             events.append(alert("goal", f"live {metric} {value:.4f} misses the goal {goal:g}"))
-    events.extend(what_diagnosis_says(state, report, now))
+    events.extend(what_skew_says(state, report))
+    back = any(event.kind == "rolled_back" for event in events)
+    events.extend(what_diagnosis_says(state, report, now, back))
     goal_p99, p99 = spec.goals.latency_p99, report.latency.get("p99")
     if goal_p99 is not None and p99 is not None and p99 > goal_p99:
         events.append(alert("goal", f"latency p99 {p99 * 1e3:.1f} ms misses {goal_p99 * 1e3:.0f} ms"))
@@ -329,21 +334,16 @@ def _begin_run(state: State) -> Iterable[Entry]:
         return
     raw = overridden(state.spec, wanted.overrides)
     spec = parse_spec(raw)
-    matured = [
-        name
-        for name in state.committed
-        if state.partitions[name].last_event + spec.label.matures_after <= state.watermark
-        and state.partitions[name].last_event > state.watermark - spec.training.window
-    ]
+    names = matured_partitions(state, spec)
     if state.hold and wanted.trigger != "operator":
         why = f"{state.hold}; an operator's retrain begins all the same"
         if why != state.waiting:
             yield Entry("retrain_waits", {"why": why})
         return
     needed = spec.evaluation.blocks + 1
-    if len(matured) < needed:
+    if len(names) < needed:
         why = (
-            f"{len(matured)} matured partitions in the window; {needed} are needed: "
+            f"{len(names)} matured partitions in the window; {needed} are needed: "
             f"{spec.evaluation.blocks} judged blocks and one to train on"
         )
         if why != state.waiting:
@@ -356,12 +356,24 @@ def _begin_run(state: State) -> Iterable[Entry]:
         spec=raw,
         code=state.code,
         dataset_version=state.dataset_version,
-        partitions=tuple(matured),
-        blocks=tuple(matured[-spec.evaluation.blocks :]),
+        partitions=names,
+        blocks=names[-spec.evaluation.blocks :],
         seed=spec.training.seed,
         parent=state.champion,
     )
     yield _run_started(request, wanted.trigger, wanted.reason, wanted.overrides)
+
+
+def matured_partitions(state: State, spec: PipelineSpec) -> tuple[str, ...]:
+    """What a run may learn from and be judged on, oldest first; nothing younger is ever read.
+
+    A partition is used whole, so its newest row must be mature.
+    """
+    names = state.committed
+    last = np.array([state.partitions[name].last_event for name in names], float)
+    usable = matured(last, spec.label.matures_after, state.watermark)
+    usable &= last > state.watermark - spec.training.window
+    return tuple(name for name, use in zip(names, usable, strict=True) if use)
 
 
 def _run_failed(

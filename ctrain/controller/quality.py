@@ -52,22 +52,39 @@ def what_blocks_say(state: State, report: WindowReport) -> Iterable[Entry]:
         yield alert("quality", reason)
 
 
-def what_diagnosis_says(state: State, report: WindowReport, now: float) -> Iterable[Entry]:
+def what_diagnosis_says(state: State, report: WindowReport, now: float, back: bool) -> Iterable[Entry]:
     """Events that follow from the diagnosis of a stream that moved, but for a retraining.
 
     Args:
         state: Before the window closed.
         report: The window's.
         now: Seconds since 1970.
+        back: Whether the blocks of the same window have rolled the champion back already.
     """
     found = report.diagnosis
     if found is None:
         return
     yield alert("diagnosis", diagnosis_in_words(found))
     recent = now - state.promoted_at <= state.pipeline_spec().rollout.watch
-    if found.action == "roll_back" and state.previous and recent:
+    if found.action == "roll_back" and state.previous and recent and not back:
         reason = diagnosis_in_words(found)
         yield Entry("rolled_back", {"version": state.champion, "by": "diagnosis", "reason": reason})
+
+
+def what_skew_says(state: State, report: WindowReport) -> Iterable[Entry]:
+    """Tell once that serving does not compute what the batch path does, unless the diagnosis tells it.
+
+    Args:
+        state: Before the window closed.
+        report: The window's.
+    """
+    told = report.diagnosis is not None and report.diagnosis.verdict == "serving_skew"
+    if report.skew is not None and _is_skewed(report) and not told and not _is_skewed(state.window):
+        yield alert("skew", report.skew.reason)
+
+
+def _is_skewed(report: WindowReport | None) -> bool:
+    return report is not None and report.skew is not None and report.skew.state == "skewed"
 
 
 def known_facts(state: State, end: float) -> KnownFacts:
@@ -87,6 +104,7 @@ def known_facts(state: State, end: float) -> KnownFacts:
         previous=state.previous,
         refused_share=shares[-1] if shares else 0.0,
         usual_refused_share=max(shares[:-1], default=0.0),
+        skewed=_is_skewed(state.window),
     )
 
 

@@ -20,6 +20,7 @@ from ctrain.records import (
     Diagnosis,
     IngestedPartition,
     Json,
+    Landing,
     LiveDocument,
     PairCounts,
     PairedBlock,
@@ -58,6 +59,10 @@ class PartitionFact:
     dataset_version: int
     first_event: float
     last_event: float
+    unlabelled: int = 0
+    """Those of the refused rows that had no label."""
+    batch: int = 0
+    """Number of the ingest that it landed with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,8 @@ class VersionFact:
     """The gate's verdict; empty before it."""
     end: str = ""
     """What became of it: promoted, refused, aborted ..."""
+    warnings: tuple[str, ...] = ()
+    """What the gate told beside its verdict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,9 +370,17 @@ def _partition(state: State, data: Json, at: float) -> State:
         dataset_version=item.dataset_version,
         first_event=item.first_event,
         last_event=item.last_event,
+        unlabelled=item.report.unlabelled,
+        batch=state.ingests,
     )
     fresh = state.fresh + (0 if item.refused else 1)
     return replace(state, partitions={**state.partitions, item.name: fact}, fresh=fresh)
+
+
+def landings(state: State) -> dict[str, Landing]:
+    """How each partition of the dataset landed."""
+    facts = ((name, state.partitions[name]) for name in state.committed)
+    return {name: Landing(fact.batch, fact.rows, fact.unlabelled) for name, fact in facts}
 
 
 def _ingest_ended(state: State, data: Json, at: float) -> State:
@@ -435,7 +450,9 @@ def _run_failed(state: State, data: Json, at: float) -> State:
 def _gate_decided(state: State, data: Json, at: float) -> State:
     version = data["decision"]["version"]
     verdict = data["decision"]["verdict"]
-    fact = replace(state.versions[version], verdict=verdict, end="" if verdict == "accept" else "held")
+    warnings = tuple(data["decision"].get("warnings", ()))
+    end = "" if verdict == "accept" else "held"
+    fact = replace(state.versions[version], verdict=verdict, end=end, warnings=warnings)
     if verdict == "refuse":
         fact = replace(fact, end="refused")
     record, pair = state.record, data["decision"].get("pair")

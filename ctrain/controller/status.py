@@ -37,6 +37,7 @@ def status_of(
     """
     refused = [fact for fact in state.partitions.values() if fact.refused]
     report = state.window
+    skew = report.skew if report is not None else None
     return {
         "pipeline": document.pipeline,
         "owner": state.spec.get("owner", ""),
@@ -78,6 +79,7 @@ def status_of(
             "hold": state.hold,
         },
         "quality": _quality(state),
+        "skew": {"state": skew.state, "text": skew.reason} if skew is not None else None,
         "window": to_json(report) if report is not None else None,
         "run": state.run.request.run_id if state.run is not None else "",
         "progress": progress if state.run is not None else "",
@@ -148,7 +150,8 @@ def in_words(event: Event) -> str:
             )
         case "gate_decided":
             decision = data["decision"]
-            return f"{decision['verdict'].replace('_', ' ')}: {decision['reason']}"
+            told = "".join(f"; warning: {text}" for text in decision.get("warnings", ()))
+            return f"{decision['verdict'].replace('_', ' ')}: {decision['reason']}{told}"
         case "ingest_started":
             return f"{data['key']}: {len(data['partitions'])} partitions"
         case "ingest_ended":
@@ -200,6 +203,7 @@ def _version(fact: VersionFact | None, since: float, now: float) -> Json | None:
         "age_s": max(0.0, now - (since or fact.at)),
         "trained_to": fact.trained_to,
         "rows": fact.rows,
+        "warnings": list(fact.warnings),
     }
 
 

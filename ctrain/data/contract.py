@@ -20,10 +20,9 @@ import pyarrow.compute as pc
 from ctrain.data.convert import convert, plain_array, spelled_out, valid_text
 from ctrain.errors import DataError, Fault
 from ctrain.features import LARGEST, Column, FeatureView
-from ctrain.records import ContractReport
+from ctrain.records import NO_LABEL, ContractReport
 from ctrain.spec import PipelineSpec
 
-NO_LABEL = "label is null"
 RESERVED = ("partition", "reason")
 """Columns that the tables add."""
 
@@ -42,10 +41,17 @@ class Checked:
 def contract_faults(spec: PipelineSpec, view: FeatureView) -> list[Fault]:
     """Where spec and view cannot go together: what neither shows alone."""
     label, event_time, rules = spec.label.name, spec.source.event_time, spec.contract.columns
+    known_at = spec.label.known_at
     faults = []
     if label in view.columns:
         problem = f"the view reads the label {label!r}, which no request can hold"
         faults.append(Fault("features", problem, "leave it out of the view's columns"))
+    if known_at in view.columns:
+        problem = f"the view reads label.known_at, {known_at!r}, which no request can hold"
+        faults.append(Fault("features", problem, "leave it out of the view's columns"))
+    if known_at in rules and rules[known_at].dtype != "timestamp":
+        problem = f"the time of a label is a timestamp, not a {rules[known_at].dtype}"
+        faults.append(Fault(f"contract.columns.{known_at}", problem, "dtype: timestamp"))
     if label in rules and rules[label].dtype != "flag":
         problem = f"the label is a flag, 0 or 1, not a {rules[label].dtype}"
         faults.append(Fault(f"contract.columns.{label}", problem, "dtype: flag"))
@@ -59,12 +65,13 @@ def contract_faults(spec: PipelineSpec, view: FeatureView) -> list[Fault]:
         if name in view.columns and name != event_time and rule.dtype != view.columns[name].kind:
             problem = f"dtype {rule.dtype} is not the view's, {view.columns[name].kind}"
             faults.append(Fault(f"contract.columns.{name}", problem, f"dtype: {view.columns[name].kind}"))
-    for name in dict.fromkeys([*view.columns, event_time, label, *rules]):
+    names = [*view.columns, event_time, label, *filter(None, [known_at]), *rules]
+    for name in dict.fromkeys(names):
         if name.lower() in RESERVED:
             problem = f"column {name!r} has a name that the tables use themselves"
             faults.append(Fault("features", problem, f"any name but {', '.join(RESERVED)}"))
-    for names in _twins([*view.columns, event_time, label, *rules]):
-        problem = f"columns {' and '.join(map(repr, names))} differ only in case"
+    for twins in _twins(names):
+        problem = f"columns {' and '.join(map(repr, twins))} differ only in case"
         faults.append(Fault("features", problem, "tables do not tell them apart"))
     return faults
 
@@ -92,6 +99,8 @@ def contract_columns(spec: PipelineSpec, view: FeatureView) -> dict[str, Column]
     columns = dict(view.columns)
     columns.setdefault(spec.source.event_time, Column.timestamp())
     columns[spec.label.name] = Column("flag", nullable=True)
+    if spec.label.known_at is not None:
+        columns[spec.label.known_at] = Column.timestamp(nullable=True)
     for name, rule in spec.contract.columns.items():
         columns[name] = Column(rule.dtype, rule.nullable, "", rule.minimum, rule.maximum, rule.allowed)
     return columns

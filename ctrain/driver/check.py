@@ -13,6 +13,7 @@ import yaml
 
 from ctrain.errors import CtrainError, Fault, SpecError, UserCodeError
 from ctrain.spec import PipelineSpec, load_spec
+from ctrain.spec.base import did_you_mean
 
 _USER_CODE_FAILS = (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError, OSError)
 
@@ -55,7 +56,14 @@ def _faults_of_both(spec: PipelineSpec) -> list[Fault]:
     from ctrain.data import contract_faults
     from ctrain.features import load_view
 
-    return contract_faults(spec, load_view(spec.features))
+    view = load_view(spec.features)
+    vouched = [
+        Fault(f"evaluation.leaks.vouched.{number}", f"the view reads no column {name!r}", hint)
+        for number, name in enumerate(spec.evaluation.leaks.vouched)
+        if name not in view.columns
+        for hint in [did_you_mean(name, list(view.columns))]
+    ]
+    return [*contract_faults(spec, view), *vouched]
 
 
 def _code_faults(file: Path) -> list[Fault]:

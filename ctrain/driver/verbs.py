@@ -20,7 +20,7 @@ from typing import Any
 from ctrain.client.client import acting_user
 from ctrain.controller.controller import recover, verify
 from ctrain.controller.journal import Journal
-from ctrain.controller.state import State
+from ctrain.controller.state import State, landings
 from ctrain.driver import landing
 from ctrain.driver.check import check as check
 from ctrain.driver.cluster import ask, ask_json, attach, controller, http_url, ingress, wait_for_health
@@ -294,6 +294,7 @@ def evaluate(
         static=state.first,
         # A comparison is not measured by itself, and to look again by hand uses no block up.
         record=tuple(pair for pair in state.record if pair.candidate != candidate),
+        landed=landings(state),
     )
     attach()
     environment = {"working_dir": code_uri(place, state.code)} if state.code else {}
@@ -304,6 +305,8 @@ def evaluate(
     for result in decision.criteria:
         value = "none" if result.value is None else f"{result.value:.4f}"
         say(f"  {result.metric:<10} {value:>8}  {result.rule:<24} {result.verdict}  {result.reason}")
+    for text in decision.warnings:
+        say(f"  warning: {text}")
     answer: Json = to_json(decision)
     return answer
 

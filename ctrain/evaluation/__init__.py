@@ -1,6 +1,6 @@
 """Room of evaluation: metrics, evidence by blocks, gate and watch (pure); scoring of versions (`score`)."""
 
-from ctrain.evaluation.compare import PairedInterval, paired_interval, recorded_pair, with_pair
+from ctrain.evaluation.compare import PairedInterval, recorded_pair, with_pair
 from ctrain.evaluation.gate import decide_gate
 from ctrain.evaluation.gross import output_difference
 from ctrain.evaluation.metrics import binary_metrics, calibration_error
@@ -12,7 +12,6 @@ __all__ = [
     "calibration_error",
     "decide_gate",
     "output_difference",
-    "paired_interval",
     "recorded_pair",
     "watch",
     "with_pair",

@@ -66,23 +66,6 @@ def mean_interval(values: Sequence[float], confidence: float) -> PairedInterval 
     return PairedInterval(mean, mean - reach, mean + reach, count)
 
 
-def paired_interval(
-    candidate: ModelScore, champion: ModelScore, metric: str, confidence: float
-) -> PairedInterval | None:
-    """Compare two models on the blocks that both could be scored on.
-
-    Args:
-        candidate: Scores by block.
-        champion: Scores on the same blocks.
-        metric: Name; for metrics where lower is better the sign is turned.
-        confidence: Level of the two-sided interval.
-
-    Returns:
-        None with fewer than two common blocks.
-    """
-    return interval_of(compare(candidate, champion), metric, confidence)
-
-
 def interval_of(comparison: Comparison, metric: str, confidence: float) -> PairedInterval | None:
     """Interval of the mean difference in one metric, positive where the judged model is better."""
     return mean_interval([-one[metric] for one in comparison.harms if metric in one], confidence)

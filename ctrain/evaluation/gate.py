@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from ctrain.evaluation.cohorts import UNLABELLED
 from ctrain.evaluation.compare import Comparison, compare, interval_of, recorded_pair, replicates_of
 from ctrain.evaluation.criteria import Judged, judge
 from ctrain.evaluation.gross import ENOUGH_BLOCKS, NO_SKILL, lost_skill, paired, unlike_outputs
@@ -20,7 +22,8 @@ def decide_gate(evaluation: Evaluation, evidence: GateEvidence) -> GateDecision:
     """Judge a candidate by every criterion of the spec, and by what needs no rule to be wrong.
 
     Beside the spec's criteria stand: gross harm against the champion, the refit against the replicates'
-    band, a trivial or the first model that is better, and leaks; each only where there is evidence on it.
+    band, a trivial or the first model that is better, leaks, and rows that were chosen by their label; each
+    only where there is evidence on it.
 
     Args:
         evaluation: Criteria, level, sizes and budgets.
@@ -34,7 +37,7 @@ def decide_gate(evaluation: Evaluation, evidence: GateEvidence) -> GateDecision:
     judged = Judged(evidence, evaluation.confidence, sight.comparison, sight.why_few)
     results = [judge(rule, judged) for rule in evaluation.gate]
     gross = sight.gross()
-    results += gross + sight.refit() + sight.simpler_models() + sight.leaks()
+    results += gross + sight.refit() + sight.simpler_models() + sight.leaks() + sight.cohort()
     verdicts = [result.verdict for result in results]
     verdict: Verdict = "accept"
     if "refuse" in verdicts:
@@ -57,6 +60,7 @@ def decide_gate(evaluation: Evaluation, evidence: GateEvidence) -> GateDecision:
         reason="; ".join(f"{result.metric} {result.reason}" for result in telling),
         pair=pair,
         used=tuple(block.block for block in evidence.candidate.blocks if block.block not in sight.spent),
+        warnings=tuple(sight.warnings()),
     )
 
 
@@ -162,18 +166,57 @@ class _Sight:
 
     def leaks(self) -> list[CriterionResult]:
         """Features that seem to know the label."""
-        refused = self.evaluation.refuse_leaks
+        if not self.evaluation.leaks.refuse:
+            return []
         return [
             CriterionResult(
                 "leak",
                 f"{leak.feature} does not know the label",
                 leak.threshold,
                 leak.value,
-                verdict="refuse" if refused else "accept",
+                verdict="refuse",
                 reason=leak.text,
             )
             for leak in self.evidence.leaks
         ]
+
+    def cohort(self) -> list[CriterionResult]:
+        """Whether the rows learned from and judged on were chosen by their label."""
+        found = self.evidence.censoring
+        if found is None:
+            return []
+        verdict: Verdict = "accept" if found.usable else "not_enough_evidence"
+        if found.state in ("censored", "labels_from_the_future"):
+            verdict = "refuse"
+        words = {"young_but_fair": "young but fair", "matured": "matured"}.get(found.state, "")
+        words = words or (
+            "are chosen by their label" if verdict == "refuse" else "may be chosen by their label"
+        )
+        return [
+            CriterionResult(
+                "cohort",
+                "rows are not chosen by their label",
+                0.0,
+                found.young / max(1, found.rows),
+                low=found.low,
+                high=found.high,
+                verdict=verdict,
+                reason=f"{words}: {found.reason}",
+            )
+        ]
+
+    def warnings(self) -> Iterator[str]:
+        """What decides nothing and should be known."""
+        told = self.evidence.doubts
+        if not self.evaluation.leaks.refuse:
+            told = (*self.evidence.leaks, *told)
+        yield from (f"{leak.feature} may know the label: {leak.text}" for leak in told)
+        share = self.evidence.unlabelled
+        if share > UNLABELLED and self.evidence.censoring is None:
+            yield (
+                f"{share:.1%} of the rows had no label when they landed and are left out: whether the others "
+                "were chosen by their label, label.known_at would tell"
+            )
 
 
 def _of_one_model(found: Scales, pipeline: Scales, replicates: int) -> Scales:

@@ -1,12 +1,11 @@
 """Features that may know the label: found in the rows that a model would learn from.
 
 What a table alone can show is searched here: a feature that predicts too well by itself, one that copies the
-label or is a part of it, one whose single value or absence settles the label. What a table cannot show, a
-value that was filled in after the prediction, needs times or the values as they were served
-(`late_features`, `changed_features`).
+label or is a part of it, one whose single value or absence settles the label. A value that was filled in
+after the prediction shows only where times tell (`late_features`).
 
-A strong honest feature looks like a leak. So each check has a warning and a refusal of its own, both
-limits that a spec can set, and features that a person vouches for are never refused.
+A strong honest feature looks like a leak. So most checks have a warning and a refusal of their own, limits
+that a spec can set (`evaluation.leaks`), and features that a person vouches for are never refused.
 """
 
 from __future__ import annotations
@@ -151,7 +150,8 @@ class _Found:
         """Features of which the label is a weighted sum."""
         for name in names:
             text = f"the label is a weighted sum of {' and '.join(names)}"
-            if not any(each.feature == name and each.kind == "copy_of_label" for each in self.refusals):
+            told = (*self.refusals, *self.warnings)
+            if not any(each.feature == name and each.kind == "copy_of_label" for each in told):
                 self.add("part_of_label", name, 1.0, COPY, COPY, text)
 
     def beats(self, name: str, difference: float) -> None:
@@ -184,34 +184,9 @@ def late_features(
         for kind, words, limit in limits:
             late = float(np.mean(values[known] > limit[known])) if known.any() else 0.0
             if late > tolerated:
-                text = f"{name} is later than {words} in {late:.2%} of its rows"
+                text = f"{name} is later than {words} in {late:.2%} of its rows; vouch for it if it is a plan"
                 found.append(LeakFinding(name, kind, late, tolerated, text))
                 break
-    return tuple(sorted(found, key=lambda finding: -finding.value))
-
-
-def changed_features(stored: Columns, served: Columns, tolerated: float = 0.01) -> tuple[LeakFinding, ...]:
-    """Find features whose value in the training table is not the one that the prediction was made from.
-
-    This finds what no check of the table alone can: a value that is honest when the model learns and not
-    there yet when it serves, such as the room that is assigned at arrival.
-
-    Args:
-        stored: Columns of the rows as training reads them, shape [B] each.
-        served: The same rows and columns as they were logged with the prediction.
-        tolerated: Share of rows that may differ.
-    """
-    found = []
-    for name in [name for name in stored if name in served]:
-        then, now = served[name], stored[name]
-        assert len(then) == len(now), f"{name}: {len(now)} rows stored, {len(then)} served"
-        differ = then != now
-        if then.dtype.kind == "f" and now.dtype.kind == "f":
-            differ &= ~(np.isnan(then) & np.isnan(now))
-        changed = float(np.mean(differ)) if len(now) else 0.0
-        if changed > tolerated:
-            text = f"{name} differs from what was served in {changed:.2%} of the rows"
-            found.append(LeakFinding(name, "changes_after_prediction", changed, tolerated, text))
     return tuple(sorted(found, key=lambda finding: -finding.value))
 
 

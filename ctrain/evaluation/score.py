@@ -21,19 +21,18 @@ from ctrain.errors import PartitionError
 from ctrain.evaluation.blocks import block_statistics, logit
 from ctrain.evaluation.gate import decide_gate
 from ctrain.evaluation.gross import output_difference
-from ctrain.evaluation.leaks import find_leaks
 from ctrain.evaluation.metrics import CostMatrix, score_binary
 from ctrain.evaluation.segment_keys import segment_key
 from ctrain.evaluation.segments import SegmentSearch, search_segments
+from ctrain.evaluation.soundness import CandidateRows, censoring, leaks, unlabelled
 from ctrain.evaluation.user_metrics import UserMetric, load_user_metric, score_user_metrics
-from ctrain.features import Column, columns_from_json
+from ctrain.features import columns_from_json
 from ctrain.models.loading import load_network
 from ctrain.records import (
     BlockScore,
     EvaluationRequest,
     GateDecision,
     GateEvidence,
-    LeakFinding,
     ModelScore,
     ModelVersion,
     OutputDifference,
@@ -82,6 +81,7 @@ def gather(
     refits = [part for one in candidate.refits for part in judge.score(candidate, [one], one.left_out)]
     measures = Measures.of(spec, candidate.threshold)
     raw = judge.raw(mine)
+    known, doubted = leaks(spec, judge.rows, raw, [(one.block, one.labels) for one in mine])
     return GateEvidence(
         candidate=model_score(candidate.id, mine, measures),
         champion=model_score(request.champion, champion, measures) if champion is not None else None,
@@ -93,7 +93,10 @@ def gather(
         outputs=tuple(_outputs(mine, champion or [])),
         segments=tuple(_segments(spec, raw, mine, champion)),
         groups=_groups(spec, raw, mine, measures),
-        leaks=_leaks(raw, mine),
+        leaks=known,
+        doubts=doubted,
+        censoring=censoring(spec, judge.rows, request.landed),
+        unlabelled=unlabelled(candidate, request.landed),
         latency=judge.latency() if _asks_latency(spec) else {},
         size=candidate.served.size,
         missing=measures.missing(mine),
@@ -177,7 +180,12 @@ class Judge:
         """Raw columns of all judged rows, but for timestamps."""
         columns = columns_from_json(self._candidate.columns)
         kept = {name: column for name, column in columns.items() if column.kind != "timestamp"}
-        return self._raw([one.block for one in scored], kept)
+        return self.rows.columns([one.block for one in scored], kept)
+
+    @property
+    def rows(self) -> CandidateRows:
+        """The candidate's rows as they landed."""
+        return CandidateRows(self._candidate, self._dataset(self._candidate))
 
     def latency(self) -> dict[str, float]:
         """Seconds for one request inside the served model, as a replica runs it: p50, p99."""
@@ -192,13 +200,6 @@ class Judge:
             model.predict([row])
             seconds.append(time.perf_counter() - start)
         return {"p50": float(np.quantile(seconds, 0.5)), "p99": float(np.quantile(seconds, 0.99))}
-
-    def _raw(self, blocks: Sequence[str], columns: dict[str, Column]) -> dict[str, npt.NDArray[Any]]:
-        if not blocks or not columns:
-            return {}
-        dataset = self._dataset(self._candidate)
-        parts = [dataset.arrays(block, columns) for block in blocks]
-        return {name: np.concatenate([part[name] for part in parts]) for name in columns}
 
     def _dataset(self, version: ModelVersion) -> Dataset:
         on = self._candidate
@@ -334,15 +335,6 @@ def _search(
         costs=CostMatrix(**spec.evaluation.costs.model_dump()) if spec.evaluation.costs else None,
         confidence=spec.evaluation.confidence,
     )
-
-
-def _leaks(raw: Mapping[str, npt.NDArray[Any]], mine: Sequence[Scored]) -> tuple[LeakFinding, ...]:
-    """Columns of the judged rows that know the label; too few rows say nothing."""
-    if not raw:
-        return ()
-    labels = np.concatenate([one.labels for one in mine])
-    blocks = np.repeat(np.arange(len(mine)), [len(one.labels) for one in mine])
-    return find_leaks(raw, labels, blocks).refusals
 
 
 def _groups(

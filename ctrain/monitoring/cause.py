@@ -42,6 +42,7 @@ def why_it_moved(
     facts: KnownFacts,
     unlabelled: float | None,
     previous: Floats | None = None,
+    skewed: float = 0.0,
     seed: int = 0,
 ) -> Diagnosis:
     """Diagnose the newest piece of the stream.
@@ -53,6 +54,7 @@ def why_it_moved(
         facts: What the controller knows of sources and promotions.
         unlabelled: Share of the matured answers that got no label; None if none matured.
         previous: What the champion before would have answered to the live rows, NaN where it was not asked.
+        skewed: Share of the window's answers that the batch path computes otherwise.
         seed: Of the draws of rows.
     """
     end, begin = float(live.times[-1]), float(live.times[0])
@@ -70,6 +72,7 @@ def why_it_moved(
         usual_refused_share=facts.usual_refused_share,
         promoted_windows_ago=ago if ago is not None and ago < PIECES else None,
         unlabelled_share=unlabelled,
+        skewed_share=skewed,
     )
     return diagnose(frames[-1], [one for one in frames[:-1] if one.rows], events, seed)
 

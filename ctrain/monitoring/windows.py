@@ -7,14 +7,15 @@ champion is the one that answered then: where labels come later than promotions,
 An answer whose label comes after the label horizon, or that the log lost, counts in no window.
 
 The log is read batch by batch, each answer once; what is kept of it is bounded (`scores`, `sample`). What
-no label reaches any more is deleted once a window.
+no label reaches any more is deleted once a window. Some answers of the window, a challenger's too, are
+computed again in batch (`skew`).
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -36,6 +37,7 @@ from ctrain.monitoring.rows import Floats, Landed, Rows, columns_of, watched_col
 from ctrain.monitoring.sample import Sample
 from ctrain.monitoring.samples import BlockSamples, Sampled
 from ctrain.monitoring.scores import Mark, PairedRows, Ready, Scored, Scores, Shadowed, whole
+from ctrain.monitoring.skew import SAMPLE, BatchPath, Compute, check_skew
 from ctrain.monitoring.truth import BLOCKS
 from ctrain.records import Diagnosis, DriftReport, ModelVersion, ShadowBlock, WindowReport, WindowRequest
 from ctrain.registry import read_version
@@ -75,7 +77,7 @@ def summarise(request: WindowRequest) -> WindowReport:
     forget(folder, request.end, spec.label.horizon)
     with closing(LabelStore(folder)) as labels:
         metrics.LATE_LABELS.put(labels.late(request.start, request.end), pipeline=request.pipeline)
-    return judge_window(request, spec, folder, LandedReference(request, root, spec))
+    return judge_window(request, spec, folder, LandedReference(request, root, spec), BatchPath(root))
 
 
 class Reference(Protocol):
@@ -120,7 +122,11 @@ class LandedReference:
 
 
 def judge_window(
-    request: WindowRequest, spec: PipelineSpec, folder: Path, reference: Reference
+    request: WindowRequest,
+    spec: PipelineSpec,
+    folder: Path,
+    reference: Reference,
+    batch_path: Callable[[str], Compute],
 ) -> WindowReport:
     """Judge one window. The same request gives the same report, however often it is judged.
 
@@ -129,6 +135,7 @@ def judge_window(
         spec: Threshold, minimum of rows, drift's settings, rule of maturity.
         folder: Log folder of the pipeline.
         reference: What the champion was trained on; it is asked only where there are enough rows.
+        batch_path: Gives what a version computes in batch (`skew.check_skew`).
     """
     LabelStore(folder).close()  # makes the file where no label ever came
     window = _Window(request, spec)
@@ -158,6 +165,7 @@ def judge_window(
             pending_labels=ready.pending,
             orphan_labels=ready.orphans,
             blocks=tuple(block for block in blocks if block.rows >= BLOCK_ROWS),
+            skew=check_skew(window.answers, batch_path) if window.answers is not None else None,
         )
         known = scores.monitors(request.end)
         monitors = Monitors.from_bytes(known, spec) if known is not None else None
@@ -173,8 +181,11 @@ def judge_window(
             if rows is not None:
                 drift = monitors.update(rows, _matured(ready), spec)
                 report = replace(report, drift=drift, estimate=monitors.truth.estimate(rows.values, spec))
-                if _asks_why(drift, fresh):
-                    diagnosis = _diagnose(request, spec, scores, samples, ready, reference)
+                skew = report.skew
+                begins = skew is not None and skew.state == "skewed" and not request.facts.skewed
+                if begins or _asks_why(drift, fresh):
+                    share = skew.share if skew is not None else 0.0
+                    diagnosis = _diagnose(request, spec, scores, samples, ready, reference, share)
                     report = replace(report, diagnosis=diagnosis)
             scores.keep_monitors(request.end, monitors.to_bytes())
         samples.forget(request.end - spec.label.horizon)
@@ -221,6 +232,7 @@ def _diagnose(
     samples: BlockSamples,
     ready: Ready,
     reference: Reference,
+    skewed: float,
 ) -> Diagnosis | None:
     """Why the newest block of live answers differs; None where none of them carries a time."""
     span = samples.span()
@@ -233,7 +245,7 @@ def _diagnose(
     previous = scores.shadows_of(names, request.facts.previous) if request.facts.previous else None
     matured = ready.labelled + ready.pending
     unlabelled = ready.pending / matured if matured else None
-    return why_it_moved(reference.landed(), live, length, request.facts, unlabelled, previous)
+    return why_it_moved(reference.landed(), live, length, request.facts, unlabelled, previous, skewed)
 
 
 def _matured(ready: Ready) -> Rows:
@@ -245,11 +257,11 @@ def _matured(ready: Ready) -> Rows:
 
 
 class _Window:
-    """What is kept of a window's answers: their number, and samples of latencies and features."""
+    """What is kept of a window's answers: their number, and samples of latencies, features and answers."""
 
     def __init__(self, request: WindowRequest, spec: PipelineSpec) -> None:
         self._start, self._end = request.start, request.end
-        self._latencies, self._rows = Sample(LATENCIES), Sample(ROWS)
+        self._latencies, self._rows, self._answers = Sample(LATENCIES), Sample(ROWS), Sample(SAMPLE)
         self._newest = (0.0, 0.0)
         self.rows = 0
 
@@ -262,6 +274,12 @@ class _Window:
         self.rows += table.num_rows
         self._latencies.offer(table.select(["latency"]).filter(pa.array(self._first_rows(table))))
         self._rows.offer(table.select(["prediction_id", "value", "features"]))
+        self._answers.offer(table.select(["version", "value", "features"]))
+
+    @property
+    def answers(self) -> pa.Table | None:
+        """Some answers of whatever version; None without any."""
+        return self._answers.rows
 
     def latency(self) -> dict[str, float]:
         """Quantiles in seconds of the time inside the model that answered, one a request.

@@ -6,9 +6,18 @@ shares are fractions in [0, 1], hashes are sha256 in hex.
 """
 
 from ctrain.records.base import Json, canonical, from_json, sha256_of, to_json
-from ctrain.records.data import ContractReport, IngestedPartition, Partition, Sighting, SourceFile
+from ctrain.records.data import (
+    NO_LABEL,
+    ContractReport,
+    IngestedPartition,
+    Partition,
+    Sighting,
+    SourceFile,
+)
 from ctrain.records.evaluation import (
     BlockScore,
+    Censoring,
+    CensoringState,
     CriterionResult,
     GateDecision,
     GateEvidence,
@@ -36,9 +45,10 @@ from ctrain.records.monitoring import (
     MetricInterval,
     PerformanceReport,
     ShadowBlock,
+    SkewReport,
     WindowReport,
 )
-from ctrain.records.requests import EvaluationRequest, Failure, IngestRequest, WindowRequest
+from ctrain.records.requests import EvaluationRequest, Failure, IngestRequest, Landing, WindowRequest
 from ctrain.records.rollout import Analysis, EvidenceState, MetricAnalysis, Pace, StepVerdict
 from ctrain.records.serving import (
     ArmCounts,
@@ -53,9 +63,12 @@ from ctrain.records.serving import (
 from ctrain.records.training import ModelVersion, RunRequest, RunStatus, WeightSet
 
 __all__ = [
+    "NO_LABEL",
     "Analysis",
     "ArmCounts",
     "BlockScore",
+    "Censoring",
+    "CensoringState",
     "ContractReport",
     "CriterionResult",
     "Diagnosis",
@@ -77,6 +90,7 @@ __all__ = [
     "Json",
     "KnownFacts",
     "LabelCounts",
+    "Landing",
     "LeakFinding",
     "LiveDocument",
     "MetricAnalysis",
@@ -97,6 +111,7 @@ __all__ = [
     "SegmentScore",
     "ShadowBlock",
     "Sighting",
+    "SkewReport",
     "Slot",
     "SlowCounts",
     "SlowSeconds",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+NO_LABEL = "label is null"
+"""Reason of rows that are left out because their label is not known."""
+
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
@@ -53,6 +56,11 @@ class ContractReport:
     def refused(self) -> int:
         """Number of refused rows."""
         return self.rows - self.accepted
+
+    @property
+    def unlabelled(self) -> int:
+        """Number of rows that were left out for want of a label."""
+        return self.reasons.get(NO_LABEL, 0)
 
 
 @dataclass(frozen=True, slots=True)

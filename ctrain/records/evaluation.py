@@ -92,6 +92,46 @@ class LeakFinding:
     text: str
 
 
+CensoringState = Literal[
+    "matured",
+    "censored",
+    "young_but_fair",
+    "labels_from_the_future",
+    "not_enough_rows",
+    "not_enough_evidence",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Censoring:
+    """Whether the labelled rows are a fair set, with the evidence."""
+
+    state: CensoringState
+    """`matured`: no young rows. `young_but_fair`: young, but labels of both classes come alike."""
+    rows: int
+    """Selected rows."""
+    young: int
+    """Selected rows that are not mature."""
+    unlabelled: int
+    """Mature rows without a label by now: the wait is too short, or labels are lost."""
+    young_positive: float | None = None
+    """Share of positives among the young rows."""
+    matured_positive: float | None = None
+    """Share of positives among the mature rows with a label."""
+    known_positive: float | None = None
+    """Share of mature positives that were known at the age of the young rows."""
+    known_negative: float | None = None
+    low: float | None = None
+    """Interval, by blocks of event time, of the difference of the two shares."""
+    high: float | None = None
+    reason: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether a model may learn from the rows and be judged on them."""
+        return self.state in ("matured", "young_but_fair")
+
+
 @dataclass(frozen=True, slots=True)
 class PairedBlock:
     """Two models on the same matured, labelled rows of one block of time."""
@@ -162,6 +202,13 @@ class GateEvidence:
     groups: dict[str, ModelScore] = field(default_factory=dict)
     """Candidate on the rows of one segment, by segment: those that a criterion compares."""
     leaks: tuple[LeakFinding, ...] = ()
+    """Features that know the label."""
+    doubts: tuple[LeakFinding, ...] = ()
+    """Features that may know it, or that a person vouches for."""
+    censoring: Censoring | None = None
+    """Whether the rows learned from and judged on were chosen by their label; None if labels have no time."""
+    unlabelled: float = 0.0
+    """Share of the rows of its partitions that were left out because they had no label when they landed."""
     latency: dict[str, float] = field(default_factory=dict)
     """Seconds for one request inside the served model, by quantile: p50, p99."""
     size: int | None = None
@@ -187,6 +234,8 @@ class GateDecision:
     where the candidate is grossly harmed."""
     used: tuple[str, ...] = ()
     """Blocks that this gate looked at."""
+    warnings: tuple[str, ...] = ()
+    """What a person should know and what decides nothing, one line each."""
 
 
 @dataclass(frozen=True, slots=True)

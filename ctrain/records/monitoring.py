@@ -221,6 +221,28 @@ class Diagnosis:
 
 
 @dataclass(frozen=True, slots=True)
+class SkewReport:
+    """Whether answers that were given are those that the batch path computes from the same rows."""
+
+    state: Literal["alike", "skewed", "not_computed"]
+    """`not_computed`: none of the sampled answers could be."""
+    rows: int
+    """Answers that were computed again."""
+    skewed: int
+    """Those of them that differ by more than float32 explains."""
+    share: float
+    """The same as a fraction."""
+    largest: float
+    """Largest difference of two probabilities."""
+    gone: int = 0
+    """Answers of versions whose files or code cannot be loaded any more."""
+    refused: int = 0
+    """Answered rows that the version's view refuses in batch."""
+    reason: str = ""
+    """One line for people."""
+
+
+@dataclass(frozen=True, slots=True)
 class WindowReport:
     """Summary of one window of live traffic."""
 
@@ -246,6 +268,8 @@ class WindowReport:
     """What the window's scores foretell of its metrics, until labels come."""
     diagnosis: Diagnosis | None = None
     """Why the stream moved; None where nobody asked."""
+    skew: SkewReport | None = None
+    """Whether serving and batch compute the same; None without answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,3 +284,5 @@ class KnownFacts:
     """Share of the newest partition's rows that the contract refused."""
     usual_refused_share: float = 0.0
     """The largest such share among the partitions before it."""
+    skewed: bool = False
+    """Whether the window before was skewed: then it is no news."""

@@ -23,6 +23,18 @@ class IngestRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Landing:
+    """How a partition landed."""
+
+    batch: int
+    """Number of the ingest: partitions of one lay in the source together."""
+    rows: int
+    """Rows that were accepted."""
+    unlabelled: int
+    """Rows that were left out because they had no label."""
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationRequest:
     """Score a candidate and the champion on the candidate's judged blocks, and decide the gate."""
 
@@ -41,6 +53,8 @@ class EvaluationRequest:
     """Earlier pairs of candidate and champion, oldest first."""
     uses: dict[str, int] = field(default_factory=dict)
     """Earlier gates that looked at a block, by block."""
+    landed: dict[str, Landing] = field(default_factory=dict)
+    """How each partition of the dataset landed, by name."""
 
 
 @dataclass(frozen=True, slots=True)

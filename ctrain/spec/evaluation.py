@@ -150,6 +150,33 @@ class Costs(Spec):
     true_negative: float = 0.0
 
 
+class Leaks(Spec):
+    """The search for columns that know the label. A strong honest column looks like one that does."""
+
+    refuse: bool = True
+    """Whether what is found refuses the candidate; else it is only told."""
+
+    vouched: tuple[ColumnName, ...] = ()
+    """Columns of the view that a person knows to be honest: they are warned of, never refused."""
+
+    alone_warn: float = Field(0.95, gt=0.5, le=1)
+    alone_refuse: float = Field(0.99, gt=0.5, le=1)
+    """AUC, out of sample, that a column may reach by itself."""
+
+    pure_refuse: Share = 0.9995
+    """How surely one value may settle the label: 1 - (rarer label's share there over its share overall)."""
+
+    missing_refuse: float = Field(0.9, gt=0.5, le=1)
+    """AUC that the mere absence of a column's value may reach."""
+
+    @model_validator(mode="after")
+    def _warned_of_first(self) -> Leaks:
+        if self.alone_warn > self.alone_refuse:
+            above = f"{self.alone_warn:g} is above alone_refuse, {self.alone_refuse:g}"
+            raise faults([("alone_warn", above, "at most as much")])
+        return self
+
+
 class Evaluation(Spec):
     """Judged blocks and the gate."""
 
@@ -174,8 +201,7 @@ class Evaluation(Spec):
     reuse: int = Field(28, ge=1)
     """Gates that may look at one block: a loop that looks for ever finds what pleases it."""
 
-    refuse_leaks: bool = True
-    """Whether a feature that seems to know the label refuses the candidate; else it is only told."""
+    leaks: Leaks = Leaks()
 
     costs: Costs | None = None
     """Gives the metric `value`: the mean value of a row at the threshold."""

@@ -66,6 +66,9 @@ class PipelineSpec(Spec):
         if self.label.name == self.source.event_time:
             same = f"label.name and source.event_time are the same column {self.label.name!r}"
             found.append(("", same, ""))
+        for where, other in (("source.event_time", self.source.event_time), ("label.name", self.label.name)):
+            if self.label.known_at == other:
+                found.append(("label.known_at", f"is the same column as {where}, {other!r}", ""))
         blocks, window = self.evaluation.blocks, self.training.window / _DAY
         if blocks > window:
             longer = f"{blocks} days are longer than training.window, {window:g} days"

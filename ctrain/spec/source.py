@@ -46,5 +46,9 @@ class Label(Spec):
     matures_after: Duration = 0.0
     """Time after the event until the label is final. Younger rows are neither trained on nor judged."""
 
+    known_at: ColumnName | None = None
+    """Timestamp column of the source that says when the label became known. With it the gate can tell whether
+    rows were chosen by their label, and which features are later than it; no request holds it."""
+
     horizon: PositiveDuration = 30 * 86400.0
     """Live labels that arrive later than this after their prediction are counted and dropped."""

@@ -63,6 +63,12 @@ REFUSED = Metric(
 LATE_LABELS = Metric(
     "ctrain_late_labels", "gauge", "labels", "Labels dropped as late in the hours of the newest window"
 )
+SKEWED = Metric(
+    "ctrain_skewed_share",
+    "gauge",
+    "fraction",
+    "Answers of the newest window that the batch path gives otherwise",
+)
 RUNS = Metric("ctrain_runs", "counter", "runs", "Ended runs", ("pipeline", "result"))
 PARTITIONS = Metric(
     "ctrain_partitions", "counter", "partitions", "Handled partitions", ("pipeline", "result")
@@ -78,6 +84,7 @@ ALL = (
     GENERATION,
     REFUSED,
     LATE_LABELS,
+    SKEWED,
     RUNS,
     PARTITIONS,
     PROMOTIONS,

@@ -48,6 +48,7 @@ from ctrain.records import (
     LiveDocument,
     Observed,
     ShadowBlock,
+    SkewReport,
     WindowReport,
     WindowRequest,
 )
@@ -183,6 +184,7 @@ class MoodyMonitoring(FakeMonitoring):
             0.0, 0.0, 500, 400, {"auc": 0.7},
             drift=(drift,),
             diagnosis=Diagnosis("unknown", action, reason="made up") if drifts else None,
+            skew=None if self._calm() else SkewReport(rng.choice(("alike", "skewed")), 9, 1, 0.1, 0.1),
             blocks=tuple(self._block(request) for _ in range(0 if self._calm() else rng.randrange(16))),
         )  # fmt: skip
         super().start(request)
@@ -255,7 +257,8 @@ class Asked:
         steps = self.rng.choice(([0.1, 0.5], [0.1, 0.5], [0.2], [0.05, 0.2, 0.5]))
         plan = {"type": "canary", "shadow": 20, "steps": steps, "hold": 5.0}
         triggers = [{"type": "new_data"}, {"type": "drift", "cooldown": 20}]
-        body = spec(rollout=plan, triggers=triggers, monitoring={"window": 15.0})
+        label = {"name": "y", "matures_after": self.rng.choice(("0d", "0d", "1d"))}
+        body = spec(rollout=plan, triggers=triggers, monitoring={"window": 15.0}, label=label)
         return {"spec": body.to_json(), "code": self.rng.choice(("", "c1"))}
 
     def something(self, step: int) -> None:
@@ -451,6 +454,10 @@ def check_evidence(state: State, event: Event) -> None:
     """What monitoring may do: nothing trains on data that are held, a champion goes back to one it had."""
     data = event.data
     first = event.kind == "run_started" and data["request"]["attempt"] == 1
+    if event.kind == "run_started":
+        wait, names = data["request"]["spec"]["label"]["matures_after"], data["request"]["partitions"]
+        if any(state.partitions[name].last_event + wait > state.watermark for name in names):
+            raise Violation("a run learns from rows whose labels may not be final")
     if first and data["trigger"] != "operator" and state.hold:
         raise Violation(f"a run began by {data['trigger']} on data that were held: {state.hold}")
     if event.kind == "rolled_back" and data["by"] in ("watch", "diagnosis"):

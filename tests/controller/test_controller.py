@@ -73,6 +73,23 @@ def test_too_few_matured_partitions_wait_and_say_so(bench: Bench) -> None:
     assert bench.kinds().count("retrain_waits") == 1
 
 
+def test_a_run_takes_matured_partitions_alone_and_a_gate_is_told_how_they_landed(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, label={"name": "y", "matures_after": "1d"})
+    bench.world.land(0, 1, 2, 3)
+    bench.until(lambda: bool(bench.world.evaluation.requests))
+    state = bench.controller.state
+    (request,) = [e.data["request"] for e in bench.controller._journal.read() if e.kind == "run_started"]
+    assert request["partitions"] == ["day-000", "day-001", "day-002"]
+    assert all(state.partitions[name].last_event + 86400 <= state.watermark for name in request["partitions"])
+    assert set(request["blocks"]) < set(request["partitions"])
+    landed = bench.world.evaluation.requests[0].landed
+    assert set(landed) == set(state.partitions)
+    assert {one.batch for one in landed.values()} == {1}
+    bench.world.land(4)
+    bench.until(lambda: "day-004" in bench.controller.state.partitions)
+    assert bench.controller.state.partitions["day-004"].batch == 2
+
+
 def test_a_better_candidate_walks_through_shadow_and_canary_to_promotion(bench: Bench) -> None:
     first = bench.serve_first()
     bench.world.land(3)

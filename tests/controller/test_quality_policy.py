@@ -7,8 +7,16 @@ from test_controller import Bench, window
 
 from ctrain.controller.quality import scales_of_one
 from ctrain.controller.state import State, paired_blocks
-from ctrain.controller.status import status_of
-from ctrain.records import Diagnosis, DriftReport, RecordedPair, ShadowBlock, from_json, to_json
+from ctrain.controller.status import status_of, why
+from ctrain.records import (
+    Diagnosis,
+    DriftReport,
+    RecordedPair,
+    ShadowBlock,
+    SkewReport,
+    from_json,
+    to_json,
+)
 
 GOOD = {"auc": 0.72, "capped_log_loss": 0.50, "adjusted_log_loss": 0.49}
 BAD = {"auc": 0.60, "capped_log_loss": 0.58, "adjusted_log_loss": 0.57}
@@ -223,6 +231,58 @@ def test_a_bad_version_is_rolled_back_by_its_diagnosis_and_the_first_model_never
     bench, first, _ = promoted(tmp_path / "other")
     close_window(bench, diagnosed("bad_version", "roll_back"))
     assert bench.controller.state.champion == first
+
+
+def test_answers_that_batch_computes_otherwise_are_told_once_and_the_next_window_knows(
+    tmp_path: Path,
+) -> None:
+    bench = watching(tmp_path)
+    skewed = SkewReport("skewed", 500, 12, 0.024, 0.3, reason="12 of 500 answers differ")
+    bench.world.monitoring.report = window(skew=skewed)
+    bench.until(lambda: bench.kinds().count("window_closed") >= 3, requests=0)
+    alerts = [e.data for e in bench.controller._journal.read() if e.kind == "alert"]
+    assert alerts == [{"alert": "skew", "text": "12 of 500 answers differ"}]
+    assert [one.facts.skewed for one in bench.world.monitoring.requests][-2:] == [True, True]
+    assert bench.kinds().count("run_started") == 1
+    controller = bench.controller
+    status = status_of(controller.state, controller.document, bench.world.serving.observe(), bench.clock.now)
+    assert status["skew"] == {"state": "skewed", "text": "12 of 500 answers differ"}
+
+
+def test_skew_that_a_diagnosis_names_is_told_by_it_alone(tmp_path: Path) -> None:
+    bench = watching(tmp_path)
+    skewed = SkewReport("skewed", 500, 12, 0.024, 0.3, reason="12 of 500 answers differ")
+    closed = bench.kinds().count("window_closed")
+    bench.world.monitoring.report = window(skew=skewed, diagnosis=diagnosed("serving_skew", "escalate"))
+    bench.until(lambda: bench.kinds().count("window_closed") > closed, requests=0)
+    alerts = [e.data["alert"] for e in bench.controller._journal.read() if e.kind == "alert"]
+    assert alerts == ["diagnosis"]
+
+
+def test_what_a_gate_warned_of_is_told_by_status_and_history(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.world.evaluation.warnings = ("deposit may know the label: deposit=yes: 99 % positive",)
+    first = bench.serve_first()
+    controller = bench.controller
+    status = status_of(controller.state, controller.document, bench.world.serving.observe(), bench.clock.now)
+    assert status["champion"]["warnings"] == ["deposit may know the label: deposit=yes: 99 % positive"]
+    (line,) = [
+        one["text"]
+        for one in why(controller._journal, controller.state, first, 100)
+        if one["kind"] == "gate_decided"
+    ]
+    assert line.endswith("; warning: deposit may know the label: deposit=yes: 99 % positive")
+
+
+def test_blocks_and_diagnosis_of_one_window_roll_back_once(tmp_path: Path) -> None:
+    bench, first, second = promoted(tmp_path)
+    closed = bench.kinds().count("window_closed")
+    blocks = tuple(block(day, second, first, BAD, GOOD) for day in range(12))
+    bench.world.monitoring.report = window(blocks=blocks, diagnosis=diagnosed("bad_version", "roll_back"))
+    bench.until(lambda: bench.kinds().count("window_closed") > closed, requests=0)
+    assert bench.controller.state.champion == first
+    back = [e.data["by"] for e in bench.controller._journal.read() if e.kind == "rolled_back"]
+    assert back == ["watch"]
 
 
 def test_a_window_is_told_what_is_known_of_promotions_and_refusals(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import httpx2
 import numpy as np
 import pandas as pd
 import psutil
+import pyarrow.compute as pc
 import pytest
 import ray
 
@@ -24,6 +25,7 @@ from ctrain import Client
 from ctrain.controller.actor import find_controller, get_or_create_controller
 from ctrain.data import seal_partition
 from ctrain.errors import ClientError, ConflictError, UnauthorizedError
+from ctrain.monitoring.skew import BatchPath, check_skew
 from ctrain.serving import read_labels, read_log
 from ctrain.spec import parse_spec
 from ctrain.storage import Root
@@ -273,6 +275,16 @@ def test_a_killed_replica_loses_at_most_the_answers_of_its_last_flush(loop: Loop
     # one flush, and what a busy machine adds to its timer; after the kill the victim answers no more
     assert all(killed_at - 2 * FLUSH <= answer.ended <= killed_at + 0.1 for answer in lost)
     assert not loop.failed(), "the proxy repeats what a killed replica did not answer"
+
+
+def test_what_the_replicas_answered_is_what_the_batch_path_computes(loop: Loop) -> None:
+    answers = read_log(loop.root.pipeline("loop").log, 0, time.time() + 60)
+    answers = answers.filter(pc.not_equal(answers.column("slot"), "shadow"))
+    report = check_skew(answers.slice(0, 2000), BatchPath(loop.root))
+    assert (report.state, report.gone, report.refused) == ("alike", 0, 0)
+    assert report.rows == min(answers.num_rows, 2000)
+    assert report.largest < 1e-6
+    assert len(set(answers.column("version").to_pylist())) > 1
 
 
 def test_what_it_measures_is_on_ray_s_own_endpoint(loop: Loop) -> None:

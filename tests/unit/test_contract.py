@@ -241,6 +241,19 @@ def test_a_spec_and_a_view_that_cannot_go_together_are_faults(columns, contract,
         check_contract(pipeline, wanted)
 
 
+def test_the_time_of_a_label_is_landed_and_never_a_feature() -> None:
+    timed = spec(label={"name": "y", "known_at": "z"})
+    assert contract_columns(timed, view)["z"] == Column.timestamp(nullable=True)
+    reads = feature_view(z=Column.timestamp())(lambda rows: rows)
+    assert [fault[:2] for fault in contract_faults(timed, reads)] == [
+        ("features", "the view reads label.known_at, 'z', which no request can hold")
+    ]
+    typed = spec(label={"name": "y", "known_at": "z"}, contract={"columns": {"z": {"dtype": "number"}}})
+    assert [fault[:2] for fault in contract_faults(typed, view)] == [
+        ("contract.columns.z", "the time of a label is a timestamp, not a number")
+    ]
+
+
 def test_a_spec_and_a_view_that_go_together_have_no_faults() -> None:
     contract = {
         "size": {"dtype": "number", "maximum": 3}, "y": {"dtype": "flag"}, "t": {"dtype": "timestamp"},

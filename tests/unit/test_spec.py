@@ -250,7 +250,12 @@ def test_an_unknown_field_is_refused_with_the_fields_of_its_own_part(
             "one of new_data, schedule, performance, drift",
         ),
         ({"triggers": [7]}, "triggers.0", "expected a mapping, found 7", ""),
-        ({"label": "late"}, "label", "expected a mapping, found 'late'", "name, matures_after, horizon"),
+        (
+            {"label": "late"},
+            "label",
+            "expected a mapping, found 'late'",
+            "name, matures_after, known_at, horizon",
+        ),
         ({"label": {}}, "label.name", "is required", ""),
         ({"owner": ""}, "owner", "is empty", ""),
         ({"owner": 3}, "owner", "3 is not text", ""),
@@ -506,6 +511,41 @@ def test_costs_and_the_users_metrics_must_fit_the_gate(
 ) -> None:
     found = [(where, problem) for where, problem, _ in faults(raw(evaluation=evaluation))]
     assert (where, problem) in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        (
+            {"evaluation": {"leaks": {"alone_warn": 0.995}}},
+            ("evaluation.leaks.alone_warn", "0.995 is above alone_refuse, 0.99", "at most as much"),
+        ),
+        (
+            {"evaluation": {"leaks": {"alone_refuse": 0.4}}},
+            ("evaluation.leaks.alone_refuse", "0.4 is not above 0.5", ""),
+        ),
+        (
+            {"evaluation": {"leaks": {"refuses": False}}},
+            ("evaluation.leaks.refuses", "unknown field", "did you mean 'refuse'?"),
+        ),
+        (
+            {"evaluation": {"leaks": {"vouched": [" "]}}},
+            ("evaluation.leaks.vouched.0", "is empty", "a column of the source"),
+        ),
+        (
+            {"label": {"name": "y", "known_at": "t"}},
+            ("label.known_at", "is the same column as source.event_time, 't'", ""),
+        ),
+        (
+            {"label": {"name": "y", "known_at": "y"}},
+            ("label.known_at", "is the same column as label.name, 'y'", ""),
+        ),
+    ],
+)
+def test_limits_of_leaks_and_the_time_of_a_label_must_make_sense(
+    changes: dict[str, Any], fault: tuple[str, str, str]
+) -> None:
+    assert faults(raw(**changes)) == [fault]
 
 
 def test_a_users_metric_may_be_named_by_the_gate() -> None:

@@ -35,7 +35,13 @@ def view(rows):
 """
 STATUS = {
     "pipeline": "flights-late",
-    "champion": {"label": "v7", "version": "abc", "age_s": 10800, "trained_to": "2013-03-13"},
+    "champion": {
+        "label": "v7",
+        "version": "abc",
+        "age_s": 10800,
+        "trained_to": "2013-03-13",
+        "warnings": ["dep may know"],
+    },
     "challenger": {"label": "v8", "version": "def"},
     "split": 0.05,
     "requests": {"answered": 1204118, "failed": 0},
@@ -49,7 +55,8 @@ STATUS = {
         "metrics": [{"metric": "errors", "verdict": "pass", "text": "[no harm]"}],
     },
     "data": {"partitions": 74, "last": "2013-03-15", "refused": 1},
-    "drift": {"state": "warning", "lines": ["inputs warning: dest"]},
+    "drift": {"state": "warning", "lines": ["inputs warning: dest"], "diagnosis": "serving skew: it differs"},
+    "skew": {"state": "skewed", "text": "12 of 500 answers differ"},
     "next": "retrain at the next new_data",
 }
 
@@ -97,6 +104,18 @@ def test_check_says_that_there_are_no_faults(project: Path, capsys: pytest.Captu
     assert "pipeline.yaml: no faults   flights-late" in capsys.readouterr().out
 
 
+def test_check_names_a_vouched_column_that_the_view_does_not_read(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = CODE.replace("x=Column", "room_type=Column").replace('"x"', '"room_type"')
+    (project / "cli_user_code.py").write_text(code)
+    (project / "pipeline.yaml").write_text(SPEC + "evaluation: {leaks: {vouched: [room_type, room_typ]}}\n")
+    assert cli.main(["check", "pipeline.yaml"]) == 1
+    text = capsys.readouterr().err
+    assert "evaluation.leaks.vouched.1  the view reads no column 'room_typ'" in text
+    assert "did you mean 'room_type'?" in text
+
+
 def test_check_lists_faults_of_spec_and_code_together(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +160,9 @@ def test_status_is_a_page_for_people(
     assert "canary 2/3" in text
     assert "errors pass: [no harm]" in text
     assert "74 partitions to 2013-03-15, 1 refused" in text
+    assert "  skew        12 of 500 answers differ" in text
+    assert "  diagnosis   serving skew: it differs" in text
+    assert "  v7 warns    dep may know" in text
     assert str(requests[0].url) == f"{cli.DEFAULT_URL}/flights-late/status"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from ctrain.evaluation.cohorts import check_censoring, matured
+from ctrain.evaluation.cohorts import check_censoring, matured, taken_at
 from ctrain.evaluation.metrics import binary_metrics
 from ctrain.evaluation.segments import search_segments
 from tests.datasets import hotel_dates, load, needs_data
@@ -127,6 +127,53 @@ def test_too_few_rows_have_a_named_state(rows: slice, state: str) -> None:
     event, known_at, labels = (array[rows] for array in events(np.random.default_rng(5)))
     found = check_censoring(event, known_at, labels, WAIT, 121 * DAY)
     assert (found.state, found.usable) == (state, False)
+
+
+def test_a_partition_was_taken_by_the_newest_label_of_those_that_landed_with_it_or_before() -> None:
+    newest = {"a": 5.0, "b": 8.5, "c": 7.0, "d": -np.inf}
+    landed = {"a": 1, "b": 1, "c": 2, "d": 3}
+    many = dict.fromkeys(newest, 400)
+    assert taken_at(newest, many, landed, 1.0) == {"a": 9.0, "b": 9.0, "c": 9.0, "d": 9.0}
+    landed = {"a": 3, "b": 2, "c": 1, "d": 1}
+    assert taken_at(newest, many, landed, 1.0) == {"a": 9.0, "b": 9.0, "c": 7.0, "d": 7.0}
+    assert set(taken_at(newest, many, {}, 1.0).values()) == {9.0}
+    few = {"a": 300, "b": 260, "c": 140, "d": 60}
+    assert taken_at(newest, few, landed, 1.0) == {"b": 9.0, "c": 9.0, "d": 9.0}  # too few in a
+    assert taken_at({}, {}, {}) == {}
+
+
+@pytest.mark.parametrize("rows", [15, 60])
+def test_days_that_were_taken_once_their_labels_had_come_are_rarely_called_censored(rows: int) -> None:
+    called = []
+    for seed in range(40):
+        event, known_at, labels = events(np.random.default_rng(seed), 60, rows, 1.0, 8.0)
+        days = (event // DAY).astype(int)
+        names = list(map(str, range(60)))
+        newest = {name: known_at[days == int(name)].max() for name in names}
+        batches = {name: max(1, int(name) - 28) for name in names}
+        taken = taken_at(newest, dict.fromkeys(names, rows), batches)
+        told = days < len(taken)  # not of the newest, where labels are few
+        present = np.array([taken.get(name, np.nan) for name in names])[days]
+        rows_told = [array[told] for array in (event, known_at, labels)]
+        called.append(check_censoring(*rows_told, WAIT, present[told]).state)
+    assert called.count("censored") <= 2
+
+
+def test_rows_that_were_taken_young_day_after_day_are_censored_though_all_are_old_by_now() -> None:
+    event, known_at, labels = events(np.random.default_rng(6), 120, 100, 1.0, 10.0)
+    days = (event // DAY).astype(int)
+    taken = np.where(days < 60, 60 * DAY, (days + 1) * DAY)  # a backfill, then each day at its end
+    there = known_at <= taken
+    rows = [array[there] for array in (event, known_at, labels)]
+    assert check_censoring(*rows, WAIT, 200 * DAY).state == "matured"  # which nobody would see by now
+    found = check_censoring(*rows, WAIT, taken[there])
+    assert (found.state, found.usable) == ("censored", False)
+    assert found.known_positive > found.known_negative + 0.1
+    # each day when all of its labels have come
+    whole = np.where(days < 60, 82 * DAY, (days + 22) * DAY)
+    there = known_at <= whole
+    rows = [array[there] for array in (event, known_at, labels)]
+    assert check_censoring(*rows, WAIT, whole[there]).usable
 
 
 def test_an_event_without_a_time_is_never_mature() -> None:

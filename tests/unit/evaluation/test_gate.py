@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ctrain.evaluation import decide_gate, paired_interval, recorded_pair, with_pair
-from ctrain.evaluation.compare import RECORDED
+from ctrain.evaluation import decide_gate, recorded_pair, with_pair
+from ctrain.evaluation.compare import RECORDED, compare, interval_of
 from ctrain.records import (
     BlockScore,
+    Censoring,
     GateDecision,
     GateEvidence,
     LeakFinding,
@@ -20,7 +21,7 @@ from ctrain.records import (
     from_json,
     to_json,
 )
-from ctrain.spec.evaluation import Evaluation, GateCriterion
+from ctrain.spec.evaluation import Evaluation, GateCriterion, Leaks
 
 
 def score(name: str, values: list[float], metric: str = "auc") -> ModelScore:
@@ -38,7 +39,7 @@ def decide(rules: Evaluation, candidate: ModelScore, champion: ModelScore | None
 
 def test_the_paired_interval_is_the_t_interval_of_day_differences() -> None:
     one, other = [0.70, 0.71, 0.69, 0.72], [0.69, 0.69, 0.70, 0.70]
-    found = paired_interval(score("a", one), score("b", other), "auc", 0.95)
+    found = interval_of(compare(score("a", one), score("b", other)), "auc", 0.95)
     assert found is not None
     low, high = stats.ttest_rel(one, other).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((low, high))
@@ -46,7 +47,8 @@ def test_the_paired_interval_is_the_t_interval_of_day_differences() -> None:
 
 def test_lower_is_better_turns_the_sign() -> None:
     better, worse = [0.40, 0.42, 0.41], [0.50, 0.51, 0.53]
-    found = paired_interval(score("a", better, "log_loss"), score("b", worse, "log_loss"), "log_loss", 0.95)
+    models = score("a", better, "log_loss"), score("b", worse, "log_loss")
+    found = interval_of(compare(*models), "log_loss", 0.95)
     assert found is not None
     assert found.difference > 0
 
@@ -283,8 +285,55 @@ def test_a_feature_that_knows_the_label_refuses_unless_it_is_only_told() -> None
     rules = gate(GateCriterion(metric="auc", at_least=0.6))
     found = decide(rules, judged("a", 2), leaks=(leak,))
     assert (found.verdict, found.reason) == ("refuse", "leak alone has AUC 0.999")
-    told = Evaluation(gate=rules.gate, refuse_leaks=False)
-    assert decide(told, judged("a", 2), leaks=(leak,)).verdict == "accept"
+    told = Evaluation(gate=rules.gate, leaks=Leaks(refuse=False))
+    found = decide(told, judged("a", 2), leaks=(leak,))
+    assert (found.verdict, found.warnings) == (
+        "accept",
+        ("late_minutes may know the label: alone has AUC 0.999",),
+    )
+
+
+def test_what_may_be_a_leak_is_told_and_decides_nothing() -> None:
+    doubt = LeakFinding("deposit", "value_tells_label", 0.99, 0.985, "deposit=yes: 99 % positive")
+    found = decide(gate(GateCriterion(metric="auc", at_least=0.6)), judged("a", 2), doubts=(doubt,))
+    assert (found.verdict, found.warnings) == (
+        "accept",
+        ("deposit may know the label: deposit=yes: 99 % positive",),
+    )
+    assert "deposit" not in found.reason
+    assert from_json(GateDecision, to_json(found)) == found
+    older = {name: value for name, value in to_json(found).items() if name != "warnings"}
+    assert from_json(GateDecision, older).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("state", "verdict"),
+    [
+        ("matured", "accept"),
+        ("young_but_fair", "accept"),
+        ("censored", "refuse"),
+        ("labels_from_the_future", "refuse"),
+        ("not_enough_rows", "not_enough_evidence"),
+        ("not_enough_evidence", "not_enough_evidence"),
+    ],
+)
+def test_rows_that_were_chosen_by_their_label_refuse(state: str, verdict: str) -> None:
+    rows = Censoring(state, 1000, 300, 0, low=0.1, high=0.2, reason="why")
+    found = decide(gate(GateCriterion(metric="auc", at_least=0.6)), judged("a", 2), censoring=rows)
+    assert found.verdict == verdict
+    (cohort,) = [result for result in found.criteria if result.metric == "cohort"]
+    assert (cohort.value, cohort.low, cohort.high) == (0.3, 0.1, 0.2)
+    assert cohort.reason.endswith(": why")
+
+
+def test_rows_that_landed_without_a_label_are_told_where_no_label_has_a_time() -> None:
+    rules = gate(GateCriterion(metric="auc", at_least=0.6))
+    found = decide(rules, judged("a", 2), unlabelled=0.125)
+    assert found.verdict == "accept"
+    assert found.warnings[0].startswith("12.5% of the rows had no label when they landed")
+    fair = Censoring("matured", 1000, 0, 0)
+    assert decide(rules, judged("a", 2), unlabelled=0.125, censoring=fair).warnings == ()
+    assert decide(rules, judged("a", 2), unlabelled=0.005).warnings == ()
 
 
 def test_latency_and_size_of_the_version() -> None:
