@@ -22,6 +22,7 @@ from functools import partial
 from sqlalchemy.exc import SQLAlchemyError
 
 from ctrain.controller.decide import decide, due
+from ctrain.controller.fold import fold
 from ctrain.controller.journal import Event, Journal, Operation
 from ctrain.controller.observations import (
     Command,
@@ -46,7 +47,7 @@ from ctrain.controller.observations import (
 )
 from ctrain.controller.quality import known_facts
 from ctrain.controller.rooms import Rooms
-from ctrain.controller.state import State, fold, landings
+from ctrain.controller.state import State, landings
 from ctrain.errors import FencedError, MissingArtifactError, TamperedError
 from ctrain.records import (
     EvaluationRequest,

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ctrain.controller.fold import watched_blocks
 from ctrain.controller.journal import Entry
 from ctrain.controller.observations import alert
-from ctrain.controller.state import State, watched_blocks
+from ctrain.controller.state import State
 from ctrain.evaluation.scales import Scales, scales_from
 from ctrain.evaluation.watch import one_against_one, watch
 from ctrain.monitoring.words import diagnosis_in_words

@@ -37,9 +37,10 @@ from ctrain.controller import decide as decide_module
 from ctrain.controller.clock import SteadyClock
 from ctrain.controller.controller import Controller, recover, verify
 from ctrain.controller.decide import due
+from ctrain.controller.fold import fold
 from ctrain.controller.journal import Event, Journal, Operation
 from ctrain.controller.observations import Seen
-from ctrain.controller.state import State, fold
+from ctrain.controller.state import State
 from ctrain.errors import FencedError, JournalError
 from ctrain.records import (
     Diagnosis,

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from test_controller import Bench, window
 
+from ctrain.controller.fold import paired_blocks
 from ctrain.controller.quality import scales_of_one
-from ctrain.controller.state import State, paired_blocks
+from ctrain.controller.state import State
 from ctrain.controller.status import status_of, why
 from ctrain.records import (
     Diagnosis,
