@@ -34,7 +34,9 @@ class Compared:
         )
 
 
-def compare(name: str, values: Floats, margin: float, effect: float, side: int = 1) -> Compared:
+def compare(
+    name: str, values: Floats, margin: float, effect: float, side: int = 1, *, odd: int = 0
+) -> Compared:
     """Compare the last value with those before it.
 
     Args:
@@ -43,11 +45,12 @@ def compare(name: str, values: Floats, margin: float, effect: float, side: int =
         margin: Reach from which it counts.
         effect: Least distance from the median that matters at all.
         side: 1 for high values, -1 for low ones.
+        odd: Farthest past windows that are passed over, so that one odd window does not blind the stream.
     """
     signed = side * values
     past, value = signed[:-1], float(signed[-1])
     usual = float(np.median(past))
-    limit = usual + max(margin * (float(past.max()) - usual), effect)
+    limit = usual + max(margin * (float(np.sort(past)[-1 - odd]) - usual), effect)
     passed = value > limit
     return Compared(name, side * value, side * usual, side * limit, len(past), passed)
 

@@ -37,12 +37,12 @@ REFUSED_EFFECT, UNLABELLED_EFFECT, SKEW_EFFECT = 0.03, 0.1, 0.001
 LOSS_EFFECT = 0.03
 TURNED_MARGIN, TURNED_EFFECT, TURNED_CHANGE = 1.2, 0.01, 0.035
 """Share of the labels' variance that an effect explains, before and with the other sign now; least change."""
-GAIN_EFFECT, EXCESS_EFFECT = 0.05, 0.05
+GAIN_EFFECT, EXCESS_EFFECT = 0.1, 0.05
 """Least change of a loss, of what a new relation saves, and of what a new level saves, in shares of the
 labels' variance."""
-REGAINED = 0.02
+REGAINED = 0.03
 """What a new relation must save more than usual where labels look flipped, to be believed."""
-GAIN_MARGIN, EXCESS_MARGIN, SKILL_MARGIN, NOISE_MARGIN, VERSION_MARGIN = 1.5, 2.2, 1.3, 1.5, 2.0
+GAIN_MARGIN, EXCESS_MARGIN, SKILL_MARGIN, NOISE_MARGIN, VERSION_MARGIN = 1.5, 2.2, 1.3, 3.0, 2.0
 VERSION_EFFECT, VERSION_BLOCKS, VERSION_ERRORS = 0.1, 10, 1.0
 """Least paired loss of a bad version; blocks of the window that must not contradict it, by so many standard
 errors over them. Retrains of one procedure differ by a tenth to a half of that loss."""
@@ -258,7 +258,7 @@ def _changed(case: _Case, relation: Relation, shift: Shift, names: Sequence[str]
     ]
     noise = {name: float(values[name][-1]) for name in FLIPS}
     kind = max(noise, key=lambda name: noise[name])
-    flips = compare(kind, values[kind], NOISE_MARGIN, NOISE_EFFECT)
+    flips = compare(kind, values[kind], NOISE_MARGIN, NOISE_EFFECT, odd=1)
     binary = case.window.kind == "binary"
     # of a count, far residuals are noise only where no level explains them: growth has them too
     flipped = flips.value > NOISE_EFFECT and (flips.passed or excess.passed) and (binary or skill.passed)
