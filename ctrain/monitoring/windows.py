@@ -13,34 +13,28 @@ computed again in batch (`skew`).
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from ctrain.evaluation import binary_metrics
 from ctrain.evaluation.evidence import block_statistics
-from ctrain.features import Column
 from ctrain.monitoring.cause import PIECES, live_rows, why_it_moved
+from ctrain.monitoring.logged import COLUMNS, WindowSamples, sampled_of, scored_of, shadowed_of, told_apart
 from ctrain.monitoring.monitors import Monitors
-from ctrain.monitoring.rows import Floats, Landed, Rows, columns_of, watched_columns
-from ctrain.monitoring.sample import Sample
-from ctrain.monitoring.samples import BlockSamples, Sampled
-from ctrain.monitoring.scores import Mark, PairedRows, Ready, Scored, Scores, Shadowed, whole
-from ctrain.monitoring.skew import SAMPLE, BatchPath, Compute, check_skew
+from ctrain.monitoring.reference import LandedReference, Reference
+from ctrain.monitoring.rows import Floats, Rows
+from ctrain.monitoring.samples import BlockSamples
+from ctrain.monitoring.scores import Mark, PairedRows, Ready, Scores, whole
+from ctrain.monitoring.skew import BatchPath, Compute, check_skew
 from ctrain.monitoring.truth import BLOCKS
-from ctrain.records import Diagnosis, DriftReport, ModelVersion, ShadowBlock, WindowReport, WindowRequest
-from ctrain.registry import read_version
+from ctrain.records import Diagnosis, DriftReport, ShadowBlock, WindowReport, WindowRequest
 from ctrain.serving.labels import LabelStore
 from ctrain.serving.prediction_log import forget_log, scan_log
 from ctrain.spec import PipelineSpec, parse_spec
@@ -50,22 +44,8 @@ from ctrain.telemetry import metrics
 KEPT_BEYOND_HORIZON = 86400.0
 """Seconds that logs are kept longer than a label may come."""
 
-LATENCIES = 100_000
-"""Requests of a window at most that its latency is computed from."""
-
-ROWS = 50_000
-"""Rows of a window at most that drift is judged on."""
-
-REFERENCE_ROWS = 200_000
-"""Landed rows at most that the monitors begin with, spread over the partitions."""
-
-REFERENCE_PARTITIONS = 60
-"""Newest partitions of the champion's training data that they are drawn from."""
-
 BLOCK_ROWS = 30
 """Rows below which a block of mirrored requests says nothing."""
-
-_COLUMNS = ("prediction_id", "time", "slot", "version", "value", "latency", "features")
 
 
 def summarise(request: WindowRequest) -> WindowReport:
@@ -78,47 +58,6 @@ def summarise(request: WindowRequest) -> WindowReport:
     with closing(LabelStore(folder)) as labels:
         metrics.LATE_LABELS.put(labels.late(request.start, request.end), pipeline=request.pipeline)
     return judge_window(request, spec, folder, LandedReference(request, root, spec), BatchPath(root))
-
-
-class Reference(Protocol):
-    """What the champion was trained on."""
-
-    @property
-    def columns(self) -> Mapping[str, Column]:
-        """Raw columns of its requests that are compared."""
-        ...
-
-    def landed(self) -> Iterable[Rows]:
-        """Rows of its landed partitions, oldest first, bounded."""
-        ...
-
-
-class LandedReference:
-    """The reference as it lies in the tables; nothing is read before it is asked for."""
-
-    def __init__(self, request: WindowRequest, root: Root, spec: PipelineSpec) -> None:
-        self._request, self._root, self._spec = request, root, spec
-
-    @cached_property
-    def _version(self) -> ModelVersion:
-        return read_version(self._root, self._request.champion)
-
-    @property
-    def columns(self) -> Mapping[str, Column]:
-        """Raw columns of its requests that are compared."""
-        return watched_columns(self._version)
-
-    def landed(self) -> Iterable[Rows]:
-        """Rows of its landed partitions, oldest first, bounded."""
-        version, event_time = self._version, self._spec.source.event_time
-        newest = version.partitions[-REFERENCE_PARTITIONS:]
-        size = REFERENCE_ROWS // len(newest)
-        random = np.random.default_rng(0)
-        for rows in Landed(self._root, version, version.dataset_version, event_time).read_all(newest):
-            if len(rows) > size:
-                yield rows.at(np.sort(random.choice(len(rows), size, replace=False)))
-            else:
-                yield rows
 
 
 def judge_window(
@@ -138,59 +77,122 @@ def judge_window(
         batch_path: Gives what a version computes in batch (`skew.check_skew`).
     """
     LabelStore(folder).close()  # makes the file where no label ever came
-    window = _Window(request, spec)
     with closing(Scores(folder)) as scores:
         samples = BlockSamples(scores.db, spec.monitoring.block)
         before = scores.before(request.end)
-        begin = max(before.end, request.end - spec.label.horizon)
-        for batch in scan_log(folder, begin, request.end, _COLUMNS):
-            answers, shadows = _told_apart(batch)
-            scored = list(_scored(answers, spec))
-            scores.add(scored)
-            samples.offer(_sampled(scored, answers))
-            scores.add_shadows(_shadowed(shadows))
-            window.add(answers)
+        window = _take(request, spec, folder, scores, samples, before)
         mark = _mark(request, spec, before)
-        ready = scores.ready(before, mark)
-        blocks = map(_block, scores.paired(before, mark, spec.monitoring.block))
-        enough = window.rows >= spec.monitoring.minimum_rows
-        report = WindowReport(
-            start=request.start,
-            end=request.end,
+        judged = _Judged(request, spec, scores, samples, reference, window, before, mark)
+        report = judged.watched(judged.counted(batch_path))
+        samples.forget(request.end - spec.label.horizon)
+        scores.commit()  # last: what a window that failed has seen is left to the next one
+    return report
+
+
+def _take(
+    request: WindowRequest,
+    spec: PipelineSpec,
+    folder: Path,
+    scores: Scores,
+    samples: BlockSamples,
+    before: Mark,
+) -> WindowSamples:
+    """Read what was logged since the window before; answers wait in `scores` for their labels."""
+    window = WindowSamples(request, spec)
+    begin = max(before.end, request.end - spec.label.horizon)
+    for batch in scan_log(folder, begin, request.end, COLUMNS):
+        answers, shadows = told_apart(batch)
+        scored = list(scored_of(answers, spec))
+        scores.add(scored)
+        samples.offer(sampled_of(scored, answers))
+        scores.add_shadows(shadowed_of(shadows))
+        window.add(answers)
+    return window
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """One window, once its log has been read."""
+
+    request: WindowRequest
+    spec: PipelineSpec
+    scores: Scores
+    samples: BlockSamples
+    reference: Reference
+    window: WindowSamples
+    before: Mark
+    mark: Mark
+
+    @cached_property
+    def ready(self) -> Ready:
+        """Answers whose truth became known in it."""
+        return self.scores.ready(self.before, self.mark)
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are rows enough to watch for drift."""
+        return self.window.rows >= self.spec.monitoring.minimum_rows
+
+    def counted(self, batch_path: Callable[[str], Compute]) -> WindowReport:
+        """What its answers and labels are by themselves."""
+        spec, window, ready = self.spec, self.window, self.ready
+        blocks = map(_block, self.scores.paired(self.before, self.mark, spec.monitoring.block))
+        return WindowReport(
+            start=self.request.start,
+            end=self.request.end,
             rows=window.rows,
             labelled=ready.labelled,
             metrics=binary_metrics(ready.truths, ready.values, spec.evaluation.threshold),
             latency=window.latency(),
-            state="judged" if enough else "not_enough_rows",
+            state="judged" if self.enough else "not_enough_rows",
             pending_labels=ready.pending,
             orphan_labels=ready.orphans,
             blocks=tuple(block for block in blocks if block.rows >= BLOCK_ROWS),
             skew=check_skew(window.answers, batch_path) if window.answers is not None else None,
         )
+
+    def watched(self, report: WindowReport) -> WindowReport:
+        """With what the monitors say of it; they are kept for the next window."""
+        request, spec, scores = self.request, self.spec, self.scores
         known = scores.monitors(request.end)
         monitors = Monitors.from_bytes(known, spec) if known is not None else None
-        rows = window.live_rows(reference.columns, spec, scores) if enough else None
+        rows = self.window.live_rows(self.reference.columns, spec, scores) if self.enough else None
         if rows is not None and (monitors is None or monitors.champion != request.champion):
-            monitors = Monitors.begin(spec, request.champion, rows, reference.landed, monitors)
-        if monitors is not None:
-            fresh = _newly_whole(before, mark, spec.monitoring.block)
-            if len(fresh):
-                recent = scores.recent(mark, spec.monitoring.block, BLOCKS)
-                monitors.truth = monitors.truth.learned(recent, fresh, spec)
-            report = replace(report, performance=monitors.truth.performance)
-            if rows is not None:
-                drift = monitors.update(rows, _matured(ready), spec)
-                report = replace(report, drift=drift, estimate=monitors.truth.estimate(rows.values, spec))
-                skew = report.skew
-                begins = skew is not None and skew.state == "skewed" and not request.facts.skewed
-                if begins or _asks_why(drift, fresh):
-                    share = skew.share if skew is not None else 0.0
-                    diagnosis = _diagnose(request, spec, scores, samples, ready, reference, share)
-                    report = replace(report, diagnosis=diagnosis)
-            scores.keep_monitors(request.end, monitors.to_bytes())
-        samples.forget(request.end - spec.label.horizon)
-        scores.commit()  # last: what a window that failed has seen is left to the next one
-    return report
+            monitors = Monitors.begin(spec, request.champion, rows, self.reference.landed, monitors)
+        if monitors is None:
+            return report
+        fresh = _newly_whole(self.before, self.mark, spec.monitoring.block)
+        if len(fresh):
+            recent = scores.recent(self.mark, spec.monitoring.block, BLOCKS)
+            monitors.truth = monitors.truth.learned(recent, fresh, spec)
+        report = replace(report, performance=monitors.truth.performance)
+        if rows is not None:
+            drift = monitors.update(rows, _matured(self.ready), spec)
+            report = replace(report, drift=drift, estimate=monitors.truth.estimate(rows.values, spec))
+            if self._skew_begins(report) or _asks_why(drift, fresh):
+                report = replace(report, diagnosis=self._diagnosis(report))
+        scores.keep_monitors(request.end, monitors.to_bytes())
+        return report
+
+    def _skew_begins(self, report: WindowReport) -> bool:
+        skew = report.skew
+        return skew is not None and skew.state == "skewed" and not self.request.facts.skewed
+
+    def _diagnosis(self, report: WindowReport) -> Diagnosis | None:
+        """Why the newest block of live answers differs; None where none of them carries a time."""
+        request, scores, span = self.request, self.scores, self.samples.span()
+        if span is None:
+            return None
+        length = self.spec.monitoring.block
+        sampled = list(self.samples.between(span[1] - (PIECES + 1) * length, span[1] + 1.0))
+        names = [one.prediction_id for one in sampled]
+        live = live_rows(sampled, scores.labels_of(names, request.end), self.reference.columns)
+        previous = scores.shadows_of(names, request.facts.previous) if request.facts.previous else None
+        matured = self.ready.labelled + self.ready.pending
+        unlabelled = self.ready.pending / matured if matured else None
+        skewed = report.skew.share if report.skew is not None else 0.0
+        landed = self.reference.landed()
+        return why_it_moved(landed, live, length, request.facts, unlabelled, previous, skewed)
 
 
 def forget(folder: Path, end: float, horizon: float) -> None:
@@ -225,94 +227,12 @@ def _asks_why(drift: Iterable[DriftReport], fresh: Floats) -> bool:
     return any(one.alarm or (len(fresh) and one.state == "drift") for one in drift)
 
 
-def _diagnose(
-    request: WindowRequest,
-    spec: PipelineSpec,
-    scores: Scores,
-    samples: BlockSamples,
-    ready: Ready,
-    reference: Reference,
-    skewed: float,
-) -> Diagnosis | None:
-    """Why the newest block of live answers differs; None where none of them carries a time."""
-    span = samples.span()
-    if span is None:
-        return None
-    length = spec.monitoring.block
-    sampled = list(samples.between(span[1] - (PIECES + 1) * length, span[1] + 1.0))
-    names = [one.prediction_id for one in sampled]
-    live = live_rows(sampled, scores.labels_of(names, request.end), reference.columns)
-    previous = scores.shadows_of(names, request.facts.previous) if request.facts.previous else None
-    matured = ready.labelled + ready.pending
-    unlabelled = ready.pending / matured if matured else None
-    return why_it_moved(reference.landed(), live, length, request.facts, unlabelled, previous, skewed)
-
-
 def _matured(ready: Ready) -> Rows:
     """Answers whose truth is known now, with their segment columns alone."""
     objects = [json.loads(text) for text in ready.segments]
     names = sorted({name for one in objects for name in one})
     columns = {name: np.array([one.get(name, "") for one in objects], np.str_) for name in names}
     return Rows(columns, ready.values, ready.truths, ready.times)
-
-
-class _Window:
-    """What is kept of a window's answers: their number, and samples of latencies, features and answers."""
-
-    def __init__(self, request: WindowRequest, spec: PipelineSpec) -> None:
-        self._start, self._end = request.start, request.end
-        self._latencies, self._rows, self._answers = Sample(LATENCIES), Sample(ROWS), Sample(SAMPLE)
-        self._newest = (0.0, 0.0)
-        self.rows = 0
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        """Take answers; those before the window's start are left out."""
-        table = pa.Table.from_batches([batch])
-        table = table.filter(pa.array(table.column("time").to_numpy() >= self._start))
-        if not table.num_rows:
-            return
-        self.rows += table.num_rows
-        self._latencies.offer(table.select(["latency"]).filter(pa.array(self._first_rows(table))))
-        self._rows.offer(table.select(["prediction_id", "value", "features"]))
-        self._answers.offer(table.select(["version", "value", "features"]))
-
-    @property
-    def answers(self) -> pa.Table | None:
-        """Some answers of whatever version; None without any."""
-        return self._answers.rows
-
-    def latency(self) -> dict[str, float]:
-        """Quantiles in seconds of the time inside the model that answered, one a request.
-
-        A challenger that failed before the champion answered in its place is not in it.
-        """
-        if self._latencies.rows is None:
-            return {}
-        seconds = self._latencies.rows.column("latency").to_numpy()
-        found = np.quantile(seconds, [0.5, 0.9, 0.99])
-        return dict(zip(("p50", "p90", "p99"), map(float, found), strict=True))
-
-    def live_rows(self, columns: Mapping[str, Column], spec: PipelineSpec, scores: Scores) -> Rows:
-        """A sample of its rows, with the labels that have come."""
-        assert self._rows.rows is not None, "a window with rows"
-        names, values, texts = (self._rows.rows.column(at) for at in range(3))
-        rows = [json.loads(text) for text in texts.to_pylist()]
-        times = [seconds_of(row.get(spec.source.event_time)) for row in rows]
-        return Rows(
-            columns_of(rows, columns),
-            values.to_numpy(),
-            scores.labels_of(names.to_pylist(), self._end),
-            np.array([np.nan if time is None else time for time in times], np.float64),
-        )
-
-    def _first_rows(self, table: pa.Table) -> npt.NDArray[np.bool_]:
-        """Which rows begin a request: those of one stand together, all with its time and latency."""
-        times, seconds = (table.column(name).to_numpy() for name in ("time", "latency"))
-        pairs = np.column_stack([times, seconds])
-        before = np.vstack([[self._newest], pairs[:-1]])
-        self._newest = (times[-1], seconds[-1])
-        first: npt.NDArray[np.bool_] = (pairs != before).any(axis=1)
-        return first
 
 
 def _mark(request: WindowRequest, spec: PipelineSpec, before: Mark) -> Mark:
@@ -329,36 +249,6 @@ def _mark(request: WindowRequest, spec: PipelineSpec, before: Mark) -> Mark:
     )
 
 
-def _told_apart(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """Answers, and what shadows would have answered."""
-    is_shadow = pc.equal(batch.column("slot"), "shadow")
-    return batch.filter(pc.invert(is_shadow)), batch.filter(is_shadow)
-
-
-def _scored(answers: pa.RecordBatch, spec: PipelineSpec) -> Iterator[Scored]:
-    names = ("prediction_id", "time", "features", "slot", "value", "version")
-    columns = (answers.column(name).to_pylist() for name in names)
-    wanted = spec.monitoring.segments
-    for name, time, features, slot, value, version in zip(*columns, strict=True):
-        row = json.loads(features)
-        event = seconds_of(row.get(spec.source.event_time))
-        segments = json.dumps({one: text_of(row.get(one)) for one in wanted}) if wanted else "{}"
-        yield Scored(name, time, event, slot == "champion", value, version, segments)
-
-
-def _sampled(scored: Iterable[Scored], answers: pa.RecordBatch) -> Iterator[Sampled]:
-    """The champion's answers: what a challenger gave says nothing of how the stream is answered."""
-    for one, features in zip(scored, answers.column("features").to_pylist(), strict=True):
-        if one.champion:
-            time = one.time if one.event is None else one.event
-            yield Sampled(one.prediction_id, time, one.value, features)
-
-
-def _shadowed(shadows: pa.RecordBatch) -> Iterator[Shadowed]:
-    columns = (shadows.column(name).to_pylist() for name in Shadowed._fields)
-    return itertools.starmap(Shadowed, zip(*columns, strict=True))
-
-
 def _block(rows: PairedRows) -> ShadowBlock:
     start = datetime.fromtimestamp(rows.start, UTC).isoformat(timespec="minutes")
     return ShadowBlock(
@@ -370,21 +260,3 @@ def _block(rows: PairedRows) -> ShadowBlock:
         answered=block_statistics(rows.truths, rows.answered),
         shadowed=block_statistics(rows.truths, rows.shadowed),
     )
-
-
-def seconds_of(moment: Any) -> float | None:
-    """A request's timestamp as seconds since 1970; None where it is no timestamp."""
-    if not isinstance(moment, str):
-        return None
-    try:
-        parsed = datetime.fromisoformat(moment)
-    except ValueError:
-        return None
-    return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
-
-
-def text_of(value: Any) -> str:
-    """A segment's value: numbers by their shortest form, "" where it is missing."""
-    if value is None:
-        return ""
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from test_score import DAYS, ROWS, root, trained, version
 
+from ctrain.monitoring.logged import text_of
 from ctrain.monitoring.rows import Landed, Rows, joined, watched_columns
-from ctrain.monitoring.windows import text_of
 from ctrain.storage import Root
 
 __all__ = ["root"]
