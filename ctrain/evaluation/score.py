@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ctrain.errors import PartitionError
 from ctrain.evaluation.blocks import block_statistics, logit
 from ctrain.evaluation.gate import decide_gate
 from ctrain.evaluation.gross import output_difference
+from ctrain.evaluation.influence import influence
 from ctrain.evaluation.metrics import CostMatrix, score_binary
 from ctrain.evaluation.segment_keys import segment_key
 from ctrain.evaluation.segments import SegmentSearch, search_segments
@@ -41,6 +42,7 @@ from ctrain.records import (
 )
 from ctrain.registry import read_version
 from ctrain.spec import PipelineSpec, parse_spec
+from ctrain.spec.evaluation import RATES
 from ctrain.storage import open_root
 from ctrain.storage.root import Root
 
@@ -215,6 +217,8 @@ class Measures:
     costs: CostMatrix | None = None
     own: Mapping[str, UserMetric] = field(default_factory=dict)
     """The user's."""
+    rates: tuple[str, ...] = ()
+    """Rates of decisions."""
 
     @classmethod
     def of(cls, spec: PipelineSpec, threshold: float) -> Measures:
@@ -226,7 +230,9 @@ class Measures:
     def values(self, labels: Floats, outputs: Floats) -> dict[str, float]:
         """Metrics of some rows by name; one that has no value there is absent."""
         found = score_binary(labels, outputs, self.threshold, costs=self.costs).values
-        return {**found, **score_user_metrics(self.own, labels, outputs).values}
+        rates = {name: influence(name, labels, outputs, self.threshold) for name in self.rates}
+        known = {name: rate[0] for name, rate in rates.items() if rate is not None}
+        return {**found, **known, **score_user_metrics(self.own, labels, outputs).values}
 
     def missing(self, scored: Sequence[Scored]) -> dict[str, str]:
         """Why the user's metrics have no value on all rows of the first replicate."""
@@ -342,6 +348,7 @@ def _groups(
 ) -> dict[str, ModelScore]:
     """The candidate on the rows of each group that a criterion names."""
     found = {}
+    measures = replace(measures, rates=RATES)
     starts = np.cumsum([0, *(len(one.labels) for one in mine)])
     for group in {group for rule in spec.evaluation.gate for group in rule.between}:
         name, value = group.split("=", 1)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ctrain.evaluation.influence import NUMBERS, block_interval, influence
 from ctrain.evaluation.metrics import CostMatrix
 from ctrain.evaluation.segment_keys import SegmentKey
-from ctrain.records import LabelCounts, MetricInterval, PerformanceReport
+from ctrain.records import MetricInterval, PerformanceReport
 
 METRICS = ("auc", "average_precision", "f1", "log_loss", "brier", "ece", "accuracy")
 
@@ -28,7 +28,6 @@ def performance(
     keys: Iterable[SegmentKey] = (),
     minimum_rows: int = 100,
     confidence: float = 0.95,
-    counts: LabelCounts | None = None,
 ) -> PerformanceReport:
     """Measure a model on its matured, labelled answers.
 
@@ -44,7 +43,6 @@ def performance(
         keys: What cuts the rows into segments; each segment's interval stands for itself.
         minimum_rows: Labelled rows below which neither the whole nor a segment is judged.
         confidence: Two-sided level of each interval.
-        counts: Of the labels, to go with the report.
 
     Returns:
         Intervals have no ends where there are fewer than two blocks. A metric without a value says why.
@@ -54,7 +52,7 @@ def performance(
     rows, days = len(chosen), int(day.max()) + 1 if len(chosen) else 0
     if rows < minimum_rows:
         reason = f"{rows} matured answers have a label, {minimum_rows} needed"
-        return PerformanceReport("not_enough_labels", rows, days, labels=counts, reason=reason)
+        return PerformanceReport("not_enough_labels", rows, days, reason=reason)
     measured = _Measured(labels[chosen], predictions[chosen], day, threshold, costs, confidence, minimum_rows)
     segments = [
         measured.metric(name, part, segment)
@@ -68,7 +66,6 @@ def performance(
         blocks=days,
         metrics=tuple(measured.metric(name) for name in metrics),
         segments=tuple(segments),
-        labels=counts,
     )
 
 

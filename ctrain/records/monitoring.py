@@ -84,33 +84,6 @@ class MetricInterval:
 
 
 @dataclass(frozen=True, slots=True)
-class LabelCounts:
-    """What became of the labels of some answers."""
-
-    answers: int = 0
-    labelled: int = 0
-    """Answers with a label."""
-    pending: int = 0
-    """Answers without a label that may still get one."""
-    unlabelled: int = 0
-    """Answers that got no label within the horizon."""
-    repeated: int = 0
-    """Answers with the id of an earlier one; they are left out."""
-    foreign: int = 0
-    """Labels for no known answer."""
-    unusable: int = 0
-    """Labels without a time, or whose value is none that a label can have."""
-    late: int = 0
-    """Labels that came after the horizon; they are left out."""
-    early: int = 0
-    """Labels with a time before their answer: clocks jumped. They count."""
-    duplicated: int = 0
-    """Labels that said again what the one before said."""
-    corrected: int = 0
-    """Labels that changed the one before; the last one counts."""
-
-
-@dataclass(frozen=True, slots=True)
 class PerformanceReport:
     """A model against the truth, on matured answers."""
 
@@ -120,7 +93,6 @@ class PerformanceReport:
     blocks: int
     metrics: tuple[MetricInterval, ...] = ()
     segments: tuple[MetricInterval, ...] = ()
-    labels: LabelCounts | None = None
     reason: str = ""
 
 

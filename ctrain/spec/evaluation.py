@@ -28,6 +28,9 @@ GATE_METRICS = (*get_args(Metric), "quality", *_OF_THE_VERSION)
 statistics of a block; latency (seconds for one request) and size (bytes of the weights) are the version's
 own; `value` needs `costs`."""
 
+RATES = ("positive_rate", "true_positive_rate", "false_positive_rate")
+"""Rates of positive decisions, by which named groups are compared: demographic parity, equal opportunity."""
+
 _BOUNDS = ("at_least", "at_most", "no_harm", "better")
 _BY_SEGMENT = ("auc", "log_loss", "brier", "value")
 _SIZE = re.compile(r"^\s*([0-9]*\.?[0-9]+)\s*(B|KB|MB|GB)\s*$")
@@ -111,6 +114,8 @@ class GateCriterion(Spec):
             return (
                 [] if rule == "at_most" else [("between", f"{rule} does not bound a difference", "at_most")]
             )
+        if self.metric in RATES:
+            return [("", f"{self.metric} is neither good nor bad by itself", "between: [column=a, column=b]")]
         if self.metric == "quality" and not (rule == "better" or self.no_harm == "auto"):
             return [("", f"{rule} of quality has no unit", "no_harm: auto, or better: true")]
         if self.segments and self.metric not in (*_BY_SEGMENT, *_OF_THE_VERSION):
@@ -214,11 +219,11 @@ class Evaluation(Spec):
 
     @model_validator(mode="after")
     def _known_metrics(self) -> Evaluation:
-        known = (*GATE_METRICS, *self.metrics)
+        known = (*GATE_METRICS, *RATES, *self.metrics)
         problems = [
             (f"metrics.{name}", "is the name of a metric that there is already", "another name")
             for name in self.metrics
-            if name in GATE_METRICS
+            if name in (*GATE_METRICS, *RATES)
         ]
         for number, rule in enumerate(self.gate):
             if rule.metric not in known:

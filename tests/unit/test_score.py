@@ -10,11 +10,12 @@ from factories import spec
 
 from ctrain.data.ingest import ROWS_TABLE
 from ctrain.errors import PartitionError
-from ctrain.evaluation.score import evaluate, gather
+from ctrain.evaluation.score import Measures, evaluate, gather
 from ctrain.features import Column, columns_to_json, feature_view
 from ctrain.models.encoder import Encoder
 from ctrain.records import EvaluationRequest, GateDecision, GateEvidence, ModelVersion
 from ctrain.registry import TrainedSet, write_version
+from ctrain.spec.evaluation import RATES
 from ctrain.storage import Root
 from ctrain.storage.code import load_attribute, store_code
 
@@ -251,3 +252,14 @@ def test_a_cost_matrix_and_the_users_metrics_are_scored_like_the_others(root: Ro
     assert (own.value, own.verdict) == (40.0, "accept")
     assert failed.verdict == "not_enough_evidence"
     assert "no price list" in failed.reason
+
+
+def test_rates_of_decisions_are_those_of_a_plain_count_and_absent_where_nothing_is_counted() -> None:
+    rng = np.random.default_rng(4)
+    labels, outputs = (rng.random(300) < 0.3).astype(float), rng.random(300)
+    found = Measures(0.6, rates=RATES).values(labels, outputs)
+    decided = outputs >= 0.6
+    assert found["positive_rate"] == pytest.approx(decided.mean())
+    assert found["true_positive_rate"] == pytest.approx(decided[labels == 1].mean())
+    assert found["false_positive_rate"] == pytest.approx(decided[labels == 0].mean())
+    assert "true_positive_rate" not in Measures(0.6, rates=RATES).values(np.zeros(5), np.full(5, 0.9))

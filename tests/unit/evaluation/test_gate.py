@@ -385,6 +385,12 @@ def test_a_difference_between_groups_is_bounded_by_its_interval(
     found = decide(rules, judged("a", 2), groups=groups).criteria[0]
     assert found.verdict == verdict
     assert found.value == pytest.approx(gap, abs=0.02)
+    parity = gate(GateCriterion(metric="positive_rate", at_most=bound, between=("sex=F", "sex=M")))
+    rates = {
+        name: score("a", [block.metrics["auc"] for block in one.blocks], metric="positive_rate")
+        for name, one in groups.items()
+    }
+    assert decide(parity, judged("a", 2), groups=rates).criteria[0].verdict == verdict
     absent = decide(rules, judged("a", 2), groups={"sex=F": groups["sex=F"]})
     assert absent.reason == "auc cannot be computed for sex=M"
 

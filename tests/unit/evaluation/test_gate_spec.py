@@ -31,6 +31,8 @@ def said(**rule: object) -> str:
          "[carrier=UA, carrier=AA]"),
         ({"metric": "auc", "no_harm": 0.1, "between": ["a=1", "a=2"]}, "between no_harm does not bound a "
          "difference at_most"),
+        ({"metric": "positive_rate", "at_most": 0.1}, "positive_rate is neither good nor bad by itself "
+         "between: [column=a, column=b]"),
         ({"metric": "latency_p99", "at_most": -1}, "at_most -1 is no value of latency_p99 0 and above"),
     ],
 )  # fmt: skip

@@ -7,7 +7,6 @@ import pytest
 from sklearn import metrics as sk
 
 from ctrain.evaluation.cells import CELL_METRICS, CellMetric
-from ctrain.evaluation.fairness import fairness_gaps
 from ctrain.evaluation.metrics import CostMatrix
 from ctrain.evaluation.segment_choice import SearchLimits
 from ctrain.evaluation.segment_keys import SegmentKey, segment_key
@@ -207,49 +206,6 @@ def test_numbers_to_predict_are_searched_by_their_errors() -> None:
     )
     assert [score.verdict for score in found.segments] == ["refuse", "not_enough_evidence"]
     assert found.segments[0].value == pytest.approx(np.abs(judged - labels)[2000:].mean())
-
-
-# Fairness
-
-
-def groups_of(rng, gap: float, days: int = 21, rows: int = 400):
-    count = days * rows
-    group, day = rng.integers(0, 2, count), np.repeat(np.arange(days), rows)
-    labels = (rng.random(count) < 0.3).astype(float)
-    logits = 2 * labels - 1 + rng.normal(size=count) + rng.normal(0, 0.3, days)[day] - gap * group
-    return labels, 1 / (1 + np.exp(-logits)), SegmentKey("sex", group, ("f", "m")), day
-
-
-def test_a_gap_between_groups_is_refused_and_its_absence_accepted() -> None:
-    labels, scores, groups, day = groups_of(np.random.default_rng(0), gap=1.0)
-    (found,) = fairness_gaps("true_positive_rate", labels, scores, groups, day, allowed=0.1)
-    rates = [np.mean(scores[(groups.codes == code) & (labels == 1)] >= 0.5) for code in (0, 1)]
-    assert (found.value, found.champion) == pytest.approx(rates)
-    assert found.verdict == "refuse"
-    labels, scores, groups, day = groups_of(np.random.default_rng(1), gap=0.0)
-    for metric in ("true_positive_rate", "positive_rate", "auc"):
-        assert fairness_gaps(metric, labels, scores, groups, day)[0].verdict == "accept"
-
-
-def test_the_interval_of_a_gap_covers_the_truth() -> None:
-    covered = 0
-    for seed in range(200):
-        labels, scores, groups, day = groups_of(np.random.default_rng(seed), gap=0.0, days=10, rows=150)
-        (found,) = fairness_gaps("true_positive_rate", labels, scores, groups, day)
-        covered += found.low <= 0 <= found.high
-    assert 0.90 <= covered / 200 <= 0.99
-
-
-def test_groups_without_rows_labels_or_blocks_have_a_named_reason() -> None:
-    labels, scores, groups, day = groups_of(np.random.default_rng(2), gap=0.0)
-    absent = fairness_gaps("positive_rate", labels, scores, groups, day, pairs=[("f", "x")])[0]
-    assert (absent.verdict, absent.reason) == ("not_enough_evidence", "positive_rate has no value in x")
-    no_truth = fairness_gaps("true_positive_rate", labels * 0, scores, groups, day)[0]
-    assert no_truth.reason.startswith("true_positive_rate has no value in ")
-    one_day = fairness_gaps("positive_rate", labels, scores, groups, day * 0)[0]
-    assert one_day.reason.endswith("rows of 1 blocks; 100 of 7 needed")
-    not_finite = fairness_gaps("positive_rate", labels, scores * np.nan, groups, day)[0]
-    assert not_finite.reason == "predictions_not_finite"
 
 
 @needs_data

@@ -1,4 +1,4 @@
-"""Performance with labels: matured cohorts, intervals by blocks, and every odd label counted."""
+"""Performance with labels: matured cohorts and intervals by blocks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from sklearn import metrics as sk
 from ctrain.evaluation.cohorts import matured
 from ctrain.evaluation.metrics import CostMatrix
 from ctrain.evaluation.segment_keys import segment_key
-from ctrain.monitoring.joined import join_labels
 from ctrain.monitoring.performance import performance
 from ctrain.records import PerformanceReport, from_json, to_json
 from tests.datasets import load, needs_data
@@ -126,65 +125,6 @@ def test_few_labels_one_class_one_block_and_bad_predictions_are_named() -> None:
         found(performance(labels, scores, day, everything(labels), metrics=("value",)), "value").reason
         == "no_costs"
     )
-
-
-def test_every_odd_label_is_counted_and_the_last_one_in_time_counts() -> None:
-    ids = np.array(["a", "b", "c", "d", "e", "f", "a"])
-    asked = np.array([0.0, 10.0, 20.0, 30.0, 90.0, 0.0, 95.0])
-    labels = [
-        ("a", 1, 5.0),  # then said again, then corrected
-        ("a", 1, 6.0),
-        ("a", 0, 7.0),
-        ("b", 1, 200.0),  # beyond the horizon
-        ("c", 1, 15.0),  # before its answer
-        ("d", 2, 40.0),  # no label
-        ("d", 0, np.nan),  # no time
-        ("x", 1, 50.0),  # no answer
-        ("e", 1, 400.0),  # not known yet
-    ]
-    names, values, times = (np.array(column) for column in zip(*labels, strict=True))
-    joined = join_labels(ids, asked, names, values.astype(float), times, horizon=100.0, now=110.0)
-    assert joined.labels.tolist()[:3] == [0.0, pytest.approx(np.nan, nan_ok=True), 1.0]
-    assert np.isnan(joined.labels[[1, 3, 4, 5, 6]]).all()
-    assert joined.labelled_at[0] == 7.0
-    counts = to_json(joined.counts)
-    assert counts == {
-        "answers": 6, "labelled": 2, "pending": 2, "unlabelled": 2, "repeated": 1, "foreign": 1,
-        "unusable": 2, "late": 0, "early": 1, "duplicated": 1, "corrected": 1,
-    }  # fmt: skip
-    later = join_labels(ids, asked, names, values.astype(float), times, horizon=100.0, now=500.0)
-    assert (later.counts.late, later.counts.pending, later.counts.unlabelled) == (2, 0, 4)
-
-
-def test_the_order_of_labels_does_not_matter() -> None:
-    rng = np.random.default_rng(6)
-    ids, asked = np.arange(200), rng.random(200)
-    names, values, times = (
-        rng.integers(0, 260, 900),
-        rng.integers(0, 2, 900).astype(float),
-        rng.random(900) * 40,
-    )
-    joined = join_labels(ids, asked, names, values, times, horizon=30.0, now=35.0)
-    order = rng.permutation(900)
-    again = join_labels(ids, asked, names[order], values[order], times[order], horizon=30.0, now=35.0)
-    assert again.counts == joined.counts
-    np.testing.assert_array_equal(again.labels, joined.labels)
-    newest = {}
-    for at in np.argsort(times):
-        if names[at] < 200 and times[at] <= min(35.0, asked[names[at]] + 30.0):
-            newest[names[at]] = values[at]
-    expected = [newest.get(name, np.nan) for name in ids]
-    np.testing.assert_array_equal(joined.labels, expected)
-
-
-def test_no_answers_and_no_labels_are_no_error() -> None:
-    none = np.empty(0)
-    joined = join_labels(
-        none.astype("U1"), none, np.array(["x"]), np.ones(1), np.ones(1), horizon=1.0, now=2.0
-    )
-    assert (joined.counts.foreign, len(joined.labels)) == (1, 0)
-    joined = join_labels(np.array(["x"]), np.ones(1), none.astype("U1"), none, none, horizon=1.0, now=5.0)
-    assert (joined.counts.unlabelled, joined.counts.labelled) == (1, 0)
 
 
 def test_a_report_comes_back_from_its_json() -> None:
