@@ -92,7 +92,7 @@ def _report(differences: Floats, gone: Counter[str], refused: Counter[str]) -> S
     words += [
         f"{count} of a version that cannot be loaded ({name})" for name, count in gone.most_common(NAMED)
     ]
-    words += [f"{count} rows that its view refuses ({name})" for name, count in refused.most_common(NAMED)]
+    words += [f"{count} rows that it cannot compute ({name})" for name, count in refused.most_common(NAMED)]
     return SkewReport(
         state="skewed" if skewed else "alike" if rows else "not_computed",
         rows=rows,

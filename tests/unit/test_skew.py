@@ -158,7 +158,7 @@ def test_rows_that_the_view_refuses_in_batch_are_computed_one_by_one_and_counted
     far = sum(json.loads(text)["distance"] > 2000 for text in answers.column("features").to_pylist())
     report = check_skew(renamed, BatchPath(root))
     assert (report.state, report.rows, report.refused, report.skewed) == ("alike", 60 - far, far, 0)
-    assert report.reason.endswith(f"; {far} rows that its view refuses (RuntimeError)")
+    assert report.reason.endswith(f"; {far} rows that it cannot compute (RuntimeError)")
     assert "too far" not in report.reason
 
 

@@ -40,9 +40,11 @@ TURNED_MARGIN, TURNED_EFFECT, TURNED_CHANGE = 1.2, 0.01, 0.035
 GAIN_EFFECT, EXCESS_EFFECT = 0.1, 0.05
 """Least change of a loss, of what a new relation saves, and of what a new level saves, in shares of the
 labels' variance."""
+GAIN_OF_REST = 0.3
+"""Part of what the relation leaves unexplained that a new one must save, where that is less."""
 REGAINED = 0.03
 """What a new relation must save more than usual where labels look flipped, to be believed."""
-GAIN_MARGIN, EXCESS_MARGIN, SKILL_MARGIN, NOISE_MARGIN, VERSION_MARGIN = 1.5, 2.2, 1.3, 3.0, 2.0
+GAIN_MARGIN, EXCESS_MARGIN, SKILL_MARGIN, NOISE_MARGIN, VERSION_MARGIN = 3.0, 2.2, 1.3, 3.0, 2.0
 VERSION_EFFECT, VERSION_BLOCKS, VERSION_ERRORS = 0.1, 10, 1.0
 """Least paired loss of a bad version; blocks of the window that must not contradict it, by so many standard
 errors over them. Retrains of one procedure differ by a tenth to a half of that loss."""
@@ -246,8 +248,10 @@ def _against_previous(window: Frame) -> Compared | None:
 def _changed(case: _Case, relation: Relation, shift: Shift, names: Sequence[str]) -> Diagnosis | None:
     """The relation between inputs and labels: changed, blurred by labels, or only off in level."""
     values = relation.values
-    gain = compare("gain", values["gain"], GAIN_MARGIN, GAIN_EFFECT)
     skill = compare("skill", values["skill"], SKILL_MARGIN, LOSS_EFFECT, side=-1)
+    # inputs that moved bend a relation a little; where they did not, little is left that could save much
+    effect = GAIN_EFFECT if shift.moved else min(GAIN_EFFECT, GAIN_OF_REST * (1 - skill.usual))
+    gain = compare("gain", values["gain"], GAIN_MARGIN, effect, odd=1)
     excess = compare("excess", values["excess"], EXCESS_MARGIN, EXCESS_EFFECT)
     case.evidence += [
         gain.evidence(
@@ -264,10 +268,11 @@ def _changed(case: _Case, relation: Relation, shift: Shift, names: Sequence[str]
     flipped = flips.value > NOISE_EFFECT and (flips.passed or excess.passed) and (binary or skill.passed)
     # labels that are flipped everywhere leave a new relation nothing; those of a part of the space, much
     regained = flipped and gain.value > gain.usual + REGAINED
-    if regained or (gain.passed and gain.value > GAIN_EFFECT):
+    if regained or (gain.passed and gain.value > effect):
         return _concept(case, relation, gain)
-    # by itself an effect turns with the season: summer's heat and winter's
-    turned = _turned(relation, names if flipped and not shift.moved else ())
+    # by itself an effect turns with the season: summer's heat and winter's; with it labels look flipped
+    alike = flipped and kind == "symmetric" and not shift.moved
+    turned = _turned(relation, names if alike else ())
     if turned is not None:
         what, order = turned
         text = f"{what} explains {-order.value:.3f} of the labels turned round, usually {order.usual:.3f}"
