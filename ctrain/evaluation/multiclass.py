@@ -1,4 +1,7 @@
-"""Metrics of a classifier of several classes. Pure: labels and probabilities in, numbers out."""
+"""Metrics of a classifier of several classes. Pure: labels and probabilities in, numbers out.
+
+A pipeline's labels are 0 or 1 so far; for other ones these are called by hand.
+"""
 
 # B rows, C classes
 

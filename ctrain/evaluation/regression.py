@@ -1,4 +1,7 @@
-"""Metrics of a regression. Pure: labels and predictions in, numbers out."""
+"""Metrics of a regression. Pure: labels and predictions in, numbers out.
+
+A pipeline's labels are 0 or 1 so far; for other ones these are called by hand.
+"""
 
 from __future__ import annotations
 
