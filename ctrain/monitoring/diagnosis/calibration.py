@@ -14,6 +14,11 @@ import numpy as np
 from ctrain.monitoring.diagnosis.frames import Floats
 from ctrain.records import DiagnosisEvidence
 
+SHRINKAGE = 4.0
+"""Windows that the family's median spread is worth, beside a member's own."""
+LEAST_SPREAD = 0.25
+"""Of log distances: a quarter more or less is what sampling alone does."""
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -55,21 +60,23 @@ def compare(
     return Compared(name, side * value, side * usual, side * limit, len(past), passed)
 
 
-def family_ratios(values: Floats, floor: float) -> tuple[Floats, float]:
-    """How many times the farthest past window each member of a family of statistics went.
+def log_scores(values: Floats, floor: float) -> Floats:
+    """Standard scores of the last distances among the past ones, member by member of a family.
+
+    Distances are skewed to the right and of one order of magnitude, so that their logarithms are judged. A
+    dozen windows tell a spread badly: it is shrunk towards the median spread of the family.
 
     Args:
         values: Distances >= 0 over [windows, members], the judged window last.
         floor: Added to all: distances below it are noise.
 
     Returns:
-        Ratio of each member; and, of the largest ratios that each past window shows against the other
-        past windows, whichever the member, the second largest: one odd window does not blind the stream.
+        One score a member, in standard deviations of a new window's log distance.
     """
-    raised = values + floor
-    past = raised[:-1]
-    order = np.sort(past, axis=0)
-    # the largest of the others: the second largest for the window that is the largest itself
-    others = np.where(past == order[-1], order[-2], order[-1])
-    ratios: Floats = raised[-1] / order[-1]
-    return ratios, float(np.sort((past / others).max(axis=1))[-2])
+    logs = np.log(values + floor)
+    past, windows = logs[:-1], len(logs) - 1
+    variance = past.var(axis=0, ddof=1)
+    pooled = (windows - 1) * variance + SHRINKAGE * np.median(np.sqrt(variance)) ** 2
+    spread = np.maximum(np.sqrt(pooled / (windows - 1 + SHRINKAGE)), LEAST_SPREAD)
+    scores: Floats = (logs[-1] - past.mean(axis=0)) / (spread * np.sqrt(1 + 1 / windows))
+    return scores

@@ -22,6 +22,11 @@ BINS = 24
 MISSING, OTHER = BINS, BINS + 1
 SEVERAL = 3
 """Distinct values, and new ones among them, without which a number's new values tell nothing."""
+GROWN, GROWN_FLOOR = 4.0, 0.03
+"""Times the largest share of any earlier window, and shares beyond it, from which a value has grown: rows of
+a half that are all that is left are two to three times as many as before."""
+CODES = 60
+"""Distinct values up to which a number is a code or a count, of which each value has a share of its own."""
 NEAR = 0.25
 """Part of the earlier range by which seasons and growth may widen it: what lies so near it is no fault."""
 
@@ -61,6 +66,9 @@ class Inputs:
     does a number that hardly changes within a window (a month, an index that is published once a month)."""
     beyond: Floats
     """Share of rows far outside the range of all earlier windows; 0 for text."""
+    grown: Floats
+    """Share of rows whose value's share is far above any earlier window's; 0 for measures. To draw other rows
+    multiplies a share by a few; a unit, a scale and a value that repeats make it out of nothing."""
     run: Floats
     """Longest run of one value, as a share of the rows."""
     surprise: Floats
@@ -68,8 +76,6 @@ class Inputs:
     log of the number of rows; about 1 where rows are independent."""
     powers: tuple[Power | None, ...]
     """By which power of ten the judged window's numbers differ from those before it, by feature."""
-    few: npt.NDArray[np.bool_]
-    """Which features are numbers with few values, each of which has a bin, shape [features]."""
     text: npt.NDArray[np.bool_]
     """Which features are text, shape [features]."""
     levels: tuple[tuple[str, ...], ...]
@@ -87,7 +93,7 @@ def read_inputs(windows: Sequence[Frame]) -> Inputs:
     starts = np.concatenate([[0], np.cumsum([window.rows for window in windows])])
     number = np.repeat(np.arange(len(windows)), np.diff(starts))
     shape = len(windows), len(names)
-    missing, novel, beyond, run, surprise = (np.zeros(shape) for _ in range(5))
+    missing, novel, beyond, grown, run, surprise = (np.zeros(shape) for _ in range(6))
     codes = np.zeros((int(starts[-1]), len(names)), np.uint8)
     text = np.zeros(len(names), np.bool_)
     meaning: list[tuple[str, ...]] = []
@@ -115,6 +121,8 @@ def read_inputs(windows: Sequence[Frame]) -> Inputs:
             beyond[:, column] = _share(far, number, starts)
         powers.append(None if text[column] else _power(values[starts[-2] :], values[recent]))
         novel[:, column] = _share(fresh, number, starts)
+        if text[column] or len(levels) <= CODES:
+            grown[:, column] = _grown(place, number[~absent], starts)
         known = full[: starts[-2]]
         usual = np.bincount(known[known >= 0], minlength=len(levels)) + 0.5
         rarity = -np.log(np.minimum(usual / (starts[-2] + 1), 1 - 1e-6))
@@ -124,9 +132,19 @@ def read_inputs(windows: Sequence[Frame]) -> Inputs:
         meaning.append(named)
     split = np.split(codes, starts[1:-1])
     shares = np.stack([shares_of(part) for part in split])
-    few = np.array([bool(named) for named in meaning], np.bool_) & ~text
     return Inputs(
-        names, split, shares, missing, novel, beyond, run, surprise, tuple(powers), few, text, tuple(meaning)
+        names,
+        split,
+        shares,
+        missing,
+        novel,
+        beyond,
+        grown,
+        run,
+        surprise,
+        tuple(powers),
+        text,
+        tuple(meaning),
     )
 
 
@@ -146,6 +164,17 @@ def _share(flags: npt.NDArray[np.bool_], number: npt.NDArray[Any], starts: npt.N
     counts = np.bincount(number, weights=flags, minlength=len(starts) - 1)
     shares: Floats = counts / np.maximum(np.diff(starts), 1)
     return shares
+
+
+def _grown(place: npt.NDArray[Any], number: npt.NDArray[Any], starts: npt.NDArray[Any]) -> Floats:
+    """Share of the rows of each window whose value has grown; place and window of each present value."""
+    windows, levels = len(starts) - 1, int(place.max(initial=-1)) + 1
+    counts = np.bincount(number * levels + place, minlength=windows * levels).reshape(windows, levels)
+    shares = counts / np.maximum(np.diff(starts), 1)[:, None]
+    highest = np.maximum.accumulate(shares, axis=0)[:-1]
+    grown = np.where(shares[1:] > GROWN * highest + GROWN_FLOOR, shares[1:], 0.0).sum(axis=1)
+    found: Floats = np.concatenate([[0.0], grown])
+    return found
 
 
 def _distinct(places: npt.NDArray[Any], starts: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

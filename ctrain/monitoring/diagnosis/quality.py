@@ -25,7 +25,10 @@ MOSTLY = 0.5
 """Usual share from which such values are the rule, and more of them no fault."""
 STILL = 0.2
 """Usual longest run, as a share of a window, from which a number stands still for stretches (an index that
-is published once a month): that it repeats, or takes new values, is then no fault."""
+is published once a month): that it takes new values is then no fault."""
+RECENT = 8
+"""Newest windows that tell whether a feature stands still, and how long its runs are: one that the source
+once did not fill (a campaign's history, before there was one) stood still long ago."""
 RUN_SURPRISE = 5.0
 """Least surprise of a run, in runs that independent rows would show."""
 
@@ -62,22 +65,24 @@ def broken_features(inputs: Inputs, first: int) -> tuple[Broken, ...]:
         ("missing", inputs.missing, MISSING_EFFECT),
         ("new_category", inputs.novel, NEW_EFFECT),
         ("range", inputs.beyond, FAR_EFFECT),
+        ("range", inputs.grown, NOVEL_EFFECT),
         ("range", inputs.novel, NOVEL_EFFECT),
     )
     for sign, values, effect in signs:
         for column, name in enumerate(inputs.names):
+            series = values[first:, column]
+            # a number of few values is a code, and another code is what another level is
+            least = NEW_EFFECT if values is inputs.beyond and inputs.levels[column] else effect
             if sign == "new_category" and not inputs.text[column]:
                 continue
-            series = values[first:, column]
-            if sign == "range" and _stands_still(inputs, column):
+            if sign == "range" and values is not inputs.grown and _stands_still(inputs, column):
                 continue
-            # of numbers with few values, a code that lies far outside is a level that was never seen
-            least = NEW_EFFECT if values is inputs.beyond and inputs.few[column] else effect
             if name in found or series[-1] - np.median(series[:-1]) <= least:
                 continue
             # where some values are missing anyway, a shift of other features moves that share a little
             compared = compare(sign, series, MARGIN, least)
-            if compared.usual < MOSTLY and _doubled(series) and (compared.passed or compared.limit >= 1):
+            certain = compared.passed or (compared.limit >= 1 and values is not inputs.grown)
+            if compared.usual < MOSTLY and _doubled(series) and certain:
                 found[name] = Broken(name, sign, compared)
         if sign == "missing":
             found |= _stuck(inputs, first, found)
@@ -102,17 +107,17 @@ def _doubled(series: Floats) -> bool:
 
 
 def _stands_still(inputs: Inputs, column: int) -> bool:
-    return bool(not inputs.text[column] and np.median(inputs.run[:-1, column]) >= STILL)
+    return bool(not inputs.text[column] and np.median(inputs.run[-RECENT - 1 : -1, column]) >= STILL)
 
 
 def _stuck(inputs: Inputs, first: int, known: Container[str]) -> dict[str, Broken]:
     """Features with a run of one value that is longer and less to be expected than any run before."""
     found = {}
     for column, name in enumerate(inputs.names):
-        if _stands_still(inputs, column):
-            continue
-        run = compare("stuck", inputs.run[first:, column], 1.0, RUN_EFFECT)
+        run = compare("stuck", inputs.run[-RECENT - 1 :, column], 1.0, RUN_EFFECT)
         surprise = compare("surprise", inputs.surprise[first:, column], MARGIN, RUN_SURPRISE)
-        if name not in known and run.passed and surprise.passed and _doubled(inputs.run[first:, column]):
+        if name in known or _stands_still(inputs, column) or not (run.passed and surprise.passed):
+            continue
+        if _doubled(inputs.run[-RECENT - 1 :, column]):
             found[name] = Broken(name, "stuck", run)
     return found

@@ -1,21 +1,32 @@
-"""Shift of the inputs: which features moved further than this stream moves, and whether they did before."""
+"""Shift of the inputs: which features moved further than this stream moves, and whether they did before.
+
+Two distances are taken of each window, feature by feature: from the windows just before it, and from the
+nearest window of its whole past. What weather and seasons do lies far from last week and near to some other
+week; a shift that is news is far from both, each beyond what the stream's own past shows.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from ctrain.monitoring.diagnosis.calibration import Compared, family_ratios
+from ctrain.monitoring.diagnosis.calibration import Compared, log_scores
 from ctrain.monitoring.diagnosis.frames import Floats
 from ctrain.monitoring.diagnosis.inputs import Inputs, distances
 
 REFERENCE = 2
 """Windows that a window's distribution is compared with."""
+FIRST = 4
+"""Least number of earlier windows among which the nearest one is looked for."""
 FLOOR = 0.02
-MARGIN, OWN_MARGIN = 1.25, 1.4
-"""Times the farthest ratio of the past, of all features or of the feature's own two farthest windows, beyond
-which a feature has moved."""
+SCORE, TIMES = 2.0, 1.3
+"""Standard score of a log distance, and times the farthest of the past, beyond both of which it is unusual.
+Twenty features are judged at once: the second keeps those with heavy tails, the first those with few windows
+from alarming by chance."""
+SEASON_SCORE = 3.0
+"""Score from which a move that came back is named: below it, it is what the stream does every month."""
 CHANCE = 1.2
 """Distance of two windows of n rows that chance alone makes, in 1 / sqrt(n)."""
 EFFECT = 0.05
@@ -27,9 +38,12 @@ class Shift:
     """How the inputs moved."""
 
     moved: tuple[tuple[str, Compared], ...]
-    """Features beyond the past's farthest move, the farthest first."""
+    """Features that are far from the windows before and from all the past, the farthest first."""
+    back: tuple[tuple[str, Compared], ...]
+    """Features that are far from the windows before, and where some earlier window was."""
     like: tuple[int, ...]
-    """Earlier windows, as windows before the judged one, that were like it after a stretch that was not."""
+    """Earlier windows, as windows before the judged one, that were like it in the features of `back` after a
+    stretch that was not; empty where `moved` says that there is news."""
 
 
 def read_shift(inputs: Inputs, gap: int) -> Shift:
@@ -40,27 +54,38 @@ def read_shift(inputs: Inputs, gap: int) -> Shift:
         gap: Windows that were left out before the judged one, and are between each other one and those
             that it is compared with.
     """
-    first = REFERENCE + gap
-    shares = inputs.shares
-    ends = [*range(first - gap, len(shares) - 1 - gap), len(shares) - 1]
-    before = np.stack([shares[end - REFERENCE : end].mean(axis=0) for end in ends])
-    far = distances(shares[first:], before, inputs.text)
-    ratios, farthest = family_ratios(far, FLOOR)
-    # where some features jump, one that never did is judged by itself
-    second, highest = np.sort(far[:-1] + FLOOR, axis=0)[-2:]
-    limits = np.minimum(MARGIN * max(farthest, 1.0), OWN_MARGIN * highest / second)
-    moved = []
-    for column in np.argsort(-ratios):
-        if ratios[column] > limits[column] and far[-1, column] > EFFECT:
-            bound = float(limits[column] * highest[column]) - FLOOR
-            usual = float(np.median(far[:-1, column]))
-            compared = Compared("moved", float(far[-1, column]), usual, bound, len(far) - 1, True)
-            moved.append((inputs.names[column], compared))
-    columns = [inputs.names.index(name) for name, _ in moved]
-    return Shift(tuple(moved), _seen_before(inputs, far, columns) if columns else ())
+    shares, text = inputs.shares, inputs.text
+    last = len(shares) - 1
+    before = [(index, index if index == last else index - gap) for index in range(last + 1)]
+    far = np.stack(
+        [
+            distances(shares[index], shares[end - REFERENCE : end].mean(axis=0), text)
+            for index, end in before
+            if end >= REFERENCE
+        ]
+    )
+    near = np.stack(
+        [distances(shares[index], shares[:end], text).min(axis=0) for index, end in before if end >= FIRST]
+    )
+    scores, limits = log_scores(far, FLOOR), TIMES * far[:-1].max(axis=0)
+    unusual = (scores > SCORE) & (far[-1] > np.maximum(limits, EFFECT))
+    novel = (log_scores(near, FLOOR) > SCORE) & (near[-1] > np.maximum(TIMES * near[:-1].max(axis=0), EFFECT))
+
+    def named(columns: npt.NDArray[np.int64]) -> tuple[tuple[str, Compared], ...]:
+        found = []
+        for column in columns[np.argsort(-scores[columns], kind="stable")]:
+            usual, limit = float(np.median(far[:-1, column])), max(float(limits[column]), EFFECT)
+            compared = Compared("moved", float(far[-1, column]), usual, limit, len(far) - 1, True)
+            found.append((inputs.names[column], compared))
+        return tuple(found)
+
+    back = np.flatnonzero(unusual & ~novel & (scores > SEASON_SCORE))
+    news = named(np.flatnonzero(unusual & novel))
+    like = _seen_before(inputs, far, back) if len(back) and not news else ()
+    return Shift(news, named(back), like)
 
 
-def _seen_before(inputs: Inputs, far: Floats, columns: list[int]) -> tuple[int, ...]:
+def _seen_before(inputs: Inputs, far: Floats, columns: npt.NDArray[np.int64]) -> tuple[int, ...]:
     """Windows in which the moved features lay as they lie now, with others in between."""
     shares = inputs.shares[:, columns]
     apart = distances(shares[:-1], shares[-1], inputs.text[columns])

@@ -341,13 +341,14 @@ def _is_local(segment: Segment) -> bool:
 
 
 def _moved(case: _Case, shift: Shift, relation: Relation, enough: bool) -> Diagnosis | None:
-    if not shift.moved:
+    unusual = shift.moved or (shift.back if shift.like else ())
+    if not unusual:
         return None
-    for name, moved in shift.moved:
+    for name, moved in unusual:
         case.evidence.append(
             moved.evidence(f"{name} moved by {moved.value:.2f}, usually {moved.usual:.2f}", name)
         )
-    names = tuple(name for name, _ in shift.moved)
+    names = tuple(name for name, _ in unusual)
     if case.events.code_changed:
         return _by_code(case, names)
     if shift.like:

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctrain.monitoring.diagnosis import Events, Frame, diagnose
-from ctrain.monitoring.diagnosis.calibration import compare, family_ratios
+from ctrain.monitoring.diagnosis.calibration import compare, log_scores
 from ctrain.monitoring.diagnosis.inputs import MISSING, distances, read_inputs
+from ctrain.monitoring.diagnosis.quality import RECENT
 from ctrain.monitoring.diagnosis.relation import MINIMUM_LABELS
+from ctrain.monitoring.diagnosis.shift import read_shift
 from ctrain.monitoring.diagnosis.verdict import ACTIONS, CALIBRATION
 from ctrain.records import Diagnosis, from_json, to_json
 from tests.datasets import needs_data
@@ -227,7 +229,7 @@ def test_a_fault_that_began_some_windows_ago_is_found_with_a_gap() -> None:
         frames[index] = changed(frames[index], city=np.full(ROWS, "north"))
     found = diagnose(frames[-1], frames[:-1], Events(), seed=1, gap=2)
     assert (found.verdict, found.kind, found.subjects) == ("data_quality", "stuck", ("city",))
-    assert found.evidence[0].windows == PAST + 4 - 2 - 4
+    assert found.evidence[0].windows == RECENT
 
 
 def test_a_range_that_widens_with_the_season_is_no_fault_but_a_scale_below_it_is() -> None:
@@ -371,13 +373,40 @@ def test_a_statistic_counts_beyond_the_past_by_its_margin_only() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10**6), st.integers(3, 12), st.integers(1, 8))
-def test_family_ratios_are_those_of_a_plain_loop(seed: int, windows: int, members: int) -> None:
-    values = np.random.default_rng(seed).gamma(1, 1, (windows, members))
-    ratios, farthest = family_ratios(values, 0.01)
-    past = values[:-1] + 0.01
-    assert np.allclose(ratios, (values[-1] + 0.01) / past.max(axis=0))
-    plain = [(past[i] / np.delete(past, i, axis=0).max(axis=0)).max() for i in range(windows - 1)]
-    assert np.isclose(farthest, sorted(plain)[-2])
+def test_log_scores_are_those_of_a_new_window_and_a_member_that_never_moved_is_no_alarm(
+    seed: int, windows: int, members: int
+) -> None:
+    values = np.random.default_rng(seed).gamma(2, 1, (windows, members))
+    values[:, 0] = 0.0
+    scores = log_scores(values, 0.01)
+    assert scores.shape == (members,)
+    assert np.isfinite(scores).all()
+    assert abs(scores[0]) < 1e-9
+    raised = values.copy()
+    raised[-1] *= 2
+    assert (log_scores(raised, 0.01) >= scores).all()
+
+
+def test_a_feature_that_jumps_every_fourth_window_is_no_news_when_it_jumps_again() -> None:
+    random = np.random.default_rng(3)
+    frames = [stream_window(random) for _ in range(17)]
+    for index in (0, 4, 8, 12, 16):
+        frames[index] = changed(frames[index], size=frames[index].columns["size"] + 1.0)
+    shift = read_shift(read_inputs(frames), 0)
+    assert not shift.moved
+    frames[16] = changed(frames[16], size=frames[16].columns["size"] + 2.0)
+    shift = read_shift(read_inputs(frames), 0)
+    assert [name for name, _ in shift.moved] == ["size"]
+
+
+def test_a_count_times_ten_is_out_of_range_although_its_values_are_known() -> None:
+    *past, window = stream(7)
+    random = np.random.default_rng(7)
+    frames = [changed(one, nights=random.geometric(0.4, one.rows) * 1.0) for one in (*past, window)]
+    frames[0] = changed(frames[0], nights=np.minimum(frames[0].columns["nights"] ** 3, 60.0))
+    frames[-1] = changed(frames[-1], nights=np.minimum(frames[-1].columns["nights"] * 10, 60.0))
+    found = judge(frames)
+    assert (found.verdict, found.subjects) == ("data_quality", ("nights",))
 
 
 @settings(max_examples=20, deadline=None)
