@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from ctrain.monitoring.diagnosis import Events, Frame, diagnose
 from ctrain.monitoring.diagnosis.calibration import compare, log_scores
+from ctrain.monitoring.diagnosis.case import ACTIONS
 from ctrain.monitoring.diagnosis.inputs import MISSING, distances, read_inputs
 from ctrain.monitoring.diagnosis.quality import RECENT
 from ctrain.monitoring.diagnosis.relation import MINIMUM_LABELS
 from ctrain.monitoring.diagnosis.shift import read_shift
-from ctrain.monitoring.diagnosis.verdict import ACTIONS, CALIBRATION
+from ctrain.monitoring.diagnosis.verdict import CALIBRATION
 from ctrain.records import Diagnosis, from_json, to_json
 from tests.datasets import needs_data
 
