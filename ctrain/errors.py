@@ -12,6 +12,7 @@
     │   └── KeyReusedError (ValueError)     one idempotency key, two different requests
     ├── DataError
     │   └── PartitionError (ValueError)     a partition that cannot be read or used
+    │       └── SchemaError                 a file's columns are others than the contract's
     ├── FeatureError (ValueError)           a feature view that breaks its declaration
     ├── TrainingError                       a run that ended without weights
     ├── WeightsError (ValueError)           weights that must not serve
@@ -158,6 +159,15 @@ class PartitionError(DataError, ValueError):
 
     def __str__(self) -> str:
         return f"partition {self.partition}: {self.problem}"
+
+
+class SchemaError(PartitionError):
+    """A file's columns are not those that the contract needs."""
+
+    def __init__(self, partition: str, problem: str, changes: tuple[str, ...]) -> None:
+        super().__init__(partition, problem)
+        self.args = (partition, problem, changes)
+        self.changes = changes
 
 
 class FeatureError(CtrainError, ValueError):

@@ -107,6 +107,7 @@ def _partition(state: State, data: Json, at: float) -> State:
         last_event=item.last_event,
         unlabelled=item.report.unlabelled,
         batch=state.ingests,
+        schema_changes=item.schema_changes,
     )
     fresh = state.fresh + (0 if item.refused else 1)
     return replace(state, partitions={**state.partitions, item.name: fact}, fresh=fresh)

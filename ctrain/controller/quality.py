@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from ctrain.controller.fold import watched_blocks
 from ctrain.controller.journal import Entry
 from ctrain.controller.observations import alert
-from ctrain.controller.state import State
+from ctrain.controller.state import PartitionFact, State
 from ctrain.evaluation.scales import Scales, scales_from
 from ctrain.evaluation.watch import one_against_one, watch
 from ctrain.monitoring.words import diagnosis_in_words
@@ -95,18 +95,26 @@ def known_facts(state: State, end: float) -> KnownFacts:
         state: Fold of the journal.
         end: Of the window, in seconds since 1970.
     """
-    names = sorted(state.partitions)[-PARTITIONS:]
-    shares = []
-    for fact in (state.partitions[name] for name in names):
-        seen = fact.rows + fact.refused_rows
-        shares.append(fact.refused_rows / seen if seen else 0.0)
+    facts = [state.partitions[name] for name in sorted(state.partitions)[-PARTITIONS:]]
+    newest = facts[-1] if facts else None
     return KnownFacts(
         promoted_ago=max(0.0, end - state.promoted_at) if state.previous else None,
         previous=state.previous,
-        refused_share=shares[-1] if shares else 0.0,
-        usual_refused_share=max(shares[:-1], default=0.0),
+        refused_share=_refused_share(newest) if newest is not None else 0.0,
+        usual_refused_share=max(
+            (_refused_share(fact) for fact in facts[:-1] if not fact.refused), default=0.0
+        ),
+        schema_changes=newest.schema_changes if newest is not None else (),
         skewed=_is_skewed(state.window),
     )
+
+
+def _refused_share(fact: PartitionFact) -> float:
+    """Share of a partition's rows that broke the contract. Rows that only lack a label break nothing."""
+    seen, broken = fact.rows + fact.refused_rows, fact.refused_rows - fact.unlabelled
+    if fact.refused and (broken or not seen):
+        return 1.0
+    return broken / seen if seen else 0.0
 
 
 def end_of_watch(state: State, now: float) -> Iterable[Entry]:

@@ -46,6 +46,8 @@ class PartitionFact:
     """Those of the refused rows that had no label."""
     batch: int = 0
     """Number of the ingest that it landed with."""
+    schema_changes: tuple[str, ...] = ()
+    """How its columns differ from those that the contract needs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,10 @@ RESERVED = ("partition", "reason")
 """Columns that the tables add."""
 
 
+OTHER_KIND = 0.5
+"""Share of a partition's rows above which a column whose values cannot be read is one of another kind."""
+
+
 @dataclass(frozen=True)
 class Checked:
     """A table's rows after the contract."""
@@ -182,6 +186,19 @@ def refusal(report: ContractReport, limit: float) -> str:
     return "" if report.accepted else "no row has a label"
 
 
+def other_kinds(report: ContractReport, columns: Mapping[str, Column]) -> tuple[str, ...]:
+    """Columns that come as another kind: most of their values cannot be read as the contract's."""
+    counts = {name: report.reasons.get(not_a(name, column), 0) for name, column in columns.items()}
+    return tuple(
+        not_a(name, columns[name]) for name, count in counts.items() if count > OTHER_KIND * report.rows
+    )
+
+
+def not_a(name: str, column: Column) -> str:
+    """Reason of a value that cannot be read."""
+    return f"{name}: not a {column.kind}"
+
+
 def _outside(times: pa.Array, span: tuple[int, int]) -> npt.NDArray[np.bool_]:
     begin, end = (min(max(bound, -(2**63)), 2**63 - 1) for bound in span)
     whole = times.cast(pa.int64())
@@ -193,7 +210,7 @@ def _faults(
     name: str, column: Column, values: pa.Array, unreadable: npt.NDArray[np.bool_], nullable: bool
 ) -> list[tuple[str, npt.NDArray[np.bool_]]]:
     null = np.asarray(pc.is_null(values))
-    faults = [(f"{name}: not a {column.kind}", unreadable)]
+    faults = [(not_a(name, column), unreadable)]
     if not nullable:
         faults.append((f"{name}: null", null))
     if column.kind in ("number", "flag"):

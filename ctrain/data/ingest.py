@@ -29,10 +29,11 @@ from ctrain.data.contract import (
     check_contract,
     contract_columns,
     missing_columns,
+    other_kinds,
     refusal,
 )
 from ctrain.data.land import read_bytes
-from ctrain.errors import DataError, PartitionError
+from ctrain.errors import DataError, PartitionError, SchemaError
 from ctrain.features import Column, columns_to_json, load_view
 from ctrain.records import (
     ContractReport,
@@ -127,13 +128,16 @@ def check_file(request: IngestRequest, partition: Partition, file: SourceFile) -
     """Check one file and write its accepted and refused rows beside the tables.
 
     Returns:
-        `{"problem": why}` if the file cannot be used, `{"away": why}` if storage did not answer, else
-        report, written files and event times in seconds since 1970.
+        `{"problem": why}` if the file cannot be used, with `schema` if its columns are others;
+        `{"away": why}` if storage did not answer; else report, written files and event times in seconds
+        since 1970.
     """
     spec = parse_spec(request.spec)
     columns = contract_columns(spec, load_view(spec.features))
     try:
         return _check_file(_tables(request), spec, columns, partition, file)
+    except SchemaError as error:
+        return {"problem": error.problem, "schema": error.changes}
     except PartitionError as error:
         return {"problem": error.problem}
     except (OSError, MemoryError) as error:
@@ -192,7 +196,9 @@ def _commit(request: IngestRequest, partition: Partition, summaries: list[Json])
         commit_refused(tables, partition, quarantined, columns)
     refused = problems[0] if problems else refusal(report, spec.contract.max_refused)
     if refused:
-        return IngestedPartition(partition.name, partition.sha256, report, refused)
+        changes = [change for summary in summaries for change in summary.get("schema", ())]
+        schema = tuple(dict.fromkeys([*changes, *other_kinds(report, columns)]))
+        return IngestedPartition(partition.name, partition.sha256, report, refused, schema_changes=schema)
     first = min(summary["first"] for summary in good if summary["first"] is not None)
     last = max(summary["last"] for summary in good if summary["last"] is not None)
     outcome = IngestedPartition(partition.name, partition.sha256, report, "", -1, first, last)
@@ -222,10 +228,10 @@ def _read(partition: Partition, file: SourceFile, columns: Mapping[str, Column])
     if absent := missing_columns(table, columns):
         have = ", ".join(table.column_names)
         problem = f"{file.name} lacks columns {', '.join(absent)}; it has {have}"
-        raise PartitionError(partition.name, problem)
+        raise SchemaError(partition.name, problem, tuple(f"{name}: column is gone" for name in absent))
     if twice := ambiguous_columns(table, columns):
         problem = f"{file.name} has columns {', '.join(twice)} more than once, or in another case too"
-        raise PartitionError(partition.name, problem)
+        raise SchemaError(partition.name, problem, tuple(f"{name}: column is there twice" for name in twice))
     if table.num_rows != file.rows:
         problem = f"{file.name} has {table.num_rows} rows, the seal says {file.rows}"
         raise PartitionError(partition.name, problem)

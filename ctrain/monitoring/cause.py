@@ -68,6 +68,7 @@ def why_it_moved(
         frames[-1] = replace(frames[-1], previous=shadow[pieces == 1])
     ago = None if facts.promoted_ago is None else int(facts.promoted_ago // length)
     events = Events(
+        schema_changes=facts.schema_changes,
         refused_share=facts.refused_share,
         usual_refused_share=facts.usual_refused_share,
         promoted_windows_ago=ago if ago is not None and ago < PIECES else None,

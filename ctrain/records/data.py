@@ -78,3 +78,5 @@ class IngestedPartition:
     first_event: float = 0.0
     last_event: float = 0.0
     """Newest event time of its accepted rows."""
+    schema_changes: tuple[str, ...] = ()
+    """How its columns differ from those that the contract needs, e.g. `distance: column is gone`."""

@@ -253,8 +253,10 @@ class KnownFacts:
     previous: str = ""
     """The champion before it; empty if there is none."""
     refused_share: float = 0.0
-    """Share of the newest partition's rows that the contract refused."""
+    """Share of the newest partition's rows that broke the contract; 1 if it was refused whole."""
     usual_refused_share: float = 0.0
-    """The largest such share among the partitions before it."""
+    """The largest such share among the accepted partitions before it."""
+    schema_changes: tuple[str, ...] = ()
+    """How the newest partition's columns differ from those that the contract needs."""
     skewed: bool = False
     """Whether the window before was skewed: then it is no news."""

@@ -6,8 +6,8 @@ import pytest
 from test_controller import Bench, window
 
 from ctrain.controller.fold import paired_blocks
-from ctrain.controller.quality import scales_of_one
-from ctrain.controller.state import State
+from ctrain.controller.quality import known_facts, scales_of_one
+from ctrain.controller.state import PartitionFact, State
 from ctrain.controller.status import status_of, why
 from ctrain.records import (
     Diagnosis,
@@ -308,3 +308,27 @@ def test_the_status_says_quality_drift_and_hold_in_words(tmp_path: Path) -> None
         "diagnosis": "data quality: data_quality was found; quarantine (quarantine 2013-03-08)",
         "hold": "data_quality was found",
     }
+
+
+def landed(
+    rows: int, broken: int, *, unlabelled: int = 0, refused: str = "", schema: tuple = ()
+) -> PartitionFact:
+    return PartitionFact("", rows, broken + unlabelled, refused, 1, 0.0, 0.0, unlabelled, 0, schema)
+
+
+def test_rows_without_a_label_break_no_contract_and_a_partition_refused_whole_breaks_all_of_it() -> None:
+    before = {"2013-03-01": landed(90, 2, unlabelled=8), "2013-03-02": landed(0, 50, refused="bad rows")}
+
+    def shares(newest: PartitionFact) -> tuple[float, float]:
+        facts = known_facts(State(partitions={**before, "2013-03-03": newest}), 0.0)
+        return facts.refused_share, facts.usual_refused_share
+
+    assert shares(landed(20, 0, unlabelled=80)) == (0.0, 0.02)  # labels are late, data are sound
+    assert shares(landed(0, 0, unlabelled=100, refused="no row has a label")) == (0.0, 0.02)
+    assert shares(landed(70, 30)) == (0.3, 0.02)
+    assert shares(landed(60, 40, refused="40.0% of rows break the contract")) == (1.0, 0.02)
+    assert shares(landed(0, 0, refused="a.csv lacks columns size")) == (1.0, 0.02)
+    gone = landed(0, 0, refused="a.csv lacks columns size", schema=("size: column is gone",))
+    facts = known_facts(State(partitions={"2013-03-03": gone}), 0.0)
+    assert (facts.schema_changes, facts.usual_refused_share) == (("size: column is gone",), 0.0)
+    assert known_facts(State(), 0.0).refused_share == 0.0

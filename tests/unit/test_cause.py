@@ -53,6 +53,11 @@ def test_the_newest_piece_is_as_long_as_a_block_wherever_the_day_begins() -> Non
 def test_a_refused_partition_and_few_rows_are_named_without_statistics() -> None:
     facts = KnownFacts(refused_share=0.4, usual_refused_share=0.01)
     assert why_it_moved(map(day, range(100, 120)), day(120), DAY, facts, 0.0).verdict == "data_quality"
+    gone = KnownFacts(refused_share=1.0, schema_changes=("size: column is gone",))
+    schema = why_it_moved(map(day, range(100, 120)), day(120), DAY, gone, 0.0)
+    assert (schema.verdict, schema.action, schema.subjects) == (
+        "upstream_schema", "quarantine", ("size: column is gone",),
+    )  # fmt: skip
     skewed = why_it_moved(map(day, range(100, 120)), day(120), DAY, KnownFacts(), 0.0, skewed=0.02)
     assert (skewed.verdict, skewed.action) == ("serving_skew", "escalate")
     few = why_it_moved([], day(120).at(slice(0, 3)), DAY, KnownFacts(), None)

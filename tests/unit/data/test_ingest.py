@@ -80,6 +80,22 @@ def test_a_file_that_lacks_columns_refuses_the_partition(tmp_path: Path) -> None
     found = landing.ingest(landing.land("2013-03-14", "kind,size\na,1\n"))
     assert found.refused == "a.csv lacks columns weight, vip, t, y; it has kind, size"
     assert found.dataset_version == -1
+    assert found.schema_changes == tuple(f"{name}: column is gone" for name in ("weight", "vip", "t", "y"))
+
+
+def test_a_column_of_another_kind_is_a_changed_schema_and_some_bad_values_are_none(tmp_path: Path) -> None:
+    landing = Landing(tmp_path)
+    words = [{**GOOD, "size": text} for text in ("large", "small", "huge")]
+    header = ",".join(GOOD)
+
+    def landed(day: str, rows: list) -> object:
+        lines = [",".join("" if value is None else str(value) for value in row.values()) for row in rows]
+        return landing.ingest(landing.land(day, "\n".join([header, *lines]) + "\n"))
+
+    assert landed("2013-03-14", [*words, GOOD]).schema_changes == ("size: not a number",)
+    few = landed("2013-03-15", [words[0], {**GOOD, "size": -1.0}, {**GOOD, "size": -1.0}, GOOD])
+    assert few.refused.startswith("75.0% of rows break the contract")
+    assert few.schema_changes == ()
 
 
 def test_too_many_bad_rows_refuse_the_partition_and_stay_in_quarantine(tmp_path: Path) -> None:
